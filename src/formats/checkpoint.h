@@ -1,0 +1,87 @@
+// A model as found on disk, whatever its format: hyperparameters, vocabulary and named tensors over
+// mapped files. Names and row order are Hugging Face's; formats that differ are translated at this
+// boundary, and all validation happens here, so nothing above checks a file again.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/file.h"
+#include "formats/config.h"
+#include "tensor/tensor.h"
+#include "text/vocab.h"
+
+namespace tinyllama {
+
+// The row of GGUF's (interleaved) order that holds row `r` of Hugging Face's (half-rotation) order,
+// for a query or key projection whose heads have `head_dim` rows each.
+constexpr int64_t interleaved_row(int64_t r, int64_t head_dim) {
+  const int64_t in_head = r % head_dim, half = head_dim / 2;
+  return r - in_head + (in_head < half ? 2 * in_head : 2 * (in_head - half) + 1);
+}
+
+struct NamedTensor {
+  std::string name;  // "model.layers.3.self_attn.q_proj.weight"
+  TensorView view;   // rows in file order
+  int64_t interleaved_dim =
+      0;  // head_dim when rows are in GGUF's interleaved order, 0 when in HF's
+
+  // Row `r` in Hugging Face's order.
+  const std::byte* row(int64_t r) const {
+    return view.row(interleaved_dim == 0 ? r : interleaved_row(r, interleaved_dim));
+  }
+};
+
+struct GenerationDefaults {  // generation_config.json; unset fields keep the program's defaults
+  std::optional<double> temperature, top_p, repetition_penalty;
+  std::optional<int> top_k;
+};
+
+struct Checkpoint {
+  std::string path;
+  std::string format;  // "Hugging Face folder", "GGUF v3", "llama2.c"
+  std::string name;    // general.name, or the folder's or file's name
+  Config config;
+  std::optional<Vocab> vocab;
+  GenerationDefaults generation;
+  std::map<std::string, NamedTensor> tensors;
+  std::vector<std::shared_ptr<const MappedFile>> files;
+  std::vector<std::string> notes;  // what the user should know: tensors ignored, fields assumed
+
+  const NamedTensor* find(const std::string& tensor_name) const;
+  // Total bytes of all tensors as stored.
+  uint64_t tensor_bytes() const;
+};
+
+// The tensors a Llama of this shape has, in the order they are written: name, rows, cols (a norm is
+// one row). The head is absent when embeddings are tied.
+struct TensorSpec {
+  std::string name;
+  int64_t rows, cols;
+  bool is_norm;
+  int64_t rotary_dim;  // head_dim for q_proj and k_proj, else 0
+};
+std::vector<TensorSpec> tensor_specs(const Config& config);
+
+// Opens a Hugging Face folder, a .gguf file, a llama2.c .bin (its tokenizer beside it:
+// tokenizer.model, tokenizer.bin or tok<vocab_size>.bin / .model), or a single .safetensors with
+// config.json beside it. Checks that every tensor of tensor_specs() is present with its shape, and
+// throws Error otherwise.
+Checkpoint open_checkpoint(const std::string& path);
+
+// The vocabulary alone, from any model or tokenizer file: tokenizer.model, tokenizer.json (with
+// tokenizer_config.json beside it), tok*.bin, .gguf (vocab-only ones too), a Hugging Face folder.
+Vocab open_vocab(const std::string& path);
+
+// Writers. `dtype_of` says in which type each tensor is stored (so that one code path converts and
+// quantizes); both are atomic and report progress in bytes.
+using DTypeChoice = std::function<DType(const TensorSpec&)>;
+void write_hf_folder(const Checkpoint& from, const std::string& path, DType dtype,
+                     const Progress& progress);
+void write_gguf(const Checkpoint& from, const std::string& path, const DTypeChoice& dtype_of,
+                const Progress& progress);
+
+}  // namespace tinyllama

@@ -1,0 +1,105 @@
+// The model: packed weights and the one forward pass that training, evaluation and serving share.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "formats/checkpoint.h"
+#include "formats/config.h"
+#include "model/kv_cache.h"
+#include "model/rope.h"
+
+namespace tinyllama {
+
+struct LayerWeights {
+  TensorView attention_norm;        // (1, hidden) FP32
+  std::unique_ptr<Packed> qkv;      // (q_dim + 2 kv_dim, hidden)
+  std::unique_ptr<Packed> output;   // (hidden, q_dim)
+  TensorView mlp_norm;              // (1, hidden) FP32
+  std::unique_ptr<Packed> gate_up;  // (2 intermediate, hidden)
+  std::unique_ptr<Packed> down;     // (hidden, intermediate)
+};
+
+struct Weights {
+  TensorView embed;  // (vocab, hidden), as stored
+  std::vector<LayerWeights> layers;
+  TensorView norm;               // (1, hidden) FP32
+  std::unique_ptr<Packed> head;  // (vocab, hidden)
+  Buffer norms;                  // owns all norm vectors
+  DType dtype = DType::f32;      // of the first layer's query projection: "the model's type"
+  size_t bytes = 0;              // that decoding one token reads
+};
+
+class Llama {
+ public:
+  // Packs the checkpoint's tensors for `backend`; pages of the mapped files that were packed are
+  // dropped. `progress` counts bytes. The checkpoint's embedding stays mapped, so the model keeps
+  // its files.
+  Llama(Backend& backend, const Checkpoint& checkpoint, const Progress& progress = nullptr);
+
+  const Config& config() const { return config_; }
+  const Weights& weights() const { return weights_; }
+  Backend& backend() const { return backend_; }
+  // The cache type that loses nothing against the weights' own: their float type, F16 for quantized
+  // ones.
+  DType default_kv_type() const;
+
+ private:
+  Backend& backend_;
+  Config config_;
+  Weights weights_;
+  std::vector<std::shared_ptr<const MappedFile>> files_;
+};
+
+// Buffers of one forward pass, sized for up to `max_rows` rows and `max_logit_rows` rows of logits.
+class Activations {
+ public:
+  Activations(Backend& backend, const Config& config, int64_t max_rows, int64_t max_logit_rows);
+
+  int64_t max_rows() const { return max_rows_; }
+  int64_t max_logit_rows() const { return max_logit_rows_; }
+  // (logit_rows, vocab) of the last finished forward pass, in backend memory.
+  Tensor logits(int64_t n) const;
+
+ private:
+  friend class Forward;
+  Buffer memory_;
+  int64_t max_rows_, max_logit_rows_;
+  Tensor x_;                 // (rows, hidden) the residual stream
+  Tensor normed_;            // (rows, max(hidden, intermediate, q_dim)) input of the next product
+  Tensor qkv_;               // (rows, q_dim + 2 kv_dim)
+  Tensor gate_up_;           // (rows, 2 intermediate)
+  Tensor last_;              // (logit_rows, hidden)
+  Tensor logits_;            // (logit_rows, vocab)
+  std::vector<float> rope_;  // (rows, head_dim)
+};
+
+// One forward pass that can pause between layers: construct, run(k) until done(). The block tables
+// in `batch` must cover every position written (KvSequence::reserve), and the caller advances the
+// sequences.
+class Forward {
+ public:
+  Forward(const Llama& model, const Batch& batch, const KvCache& cache, Activations& activations);
+
+  bool done() const { return next_layer_ > model_.config().n_layers; }
+  // Runs up to `n` further steps; there are n_layers + 1 (the last is final norm and head).
+  void run(int64_t n);
+
+ private:
+  void layer(int64_t index);
+  void head();
+
+  const Llama& model_;
+  const Batch& batch_;
+  const KvCache& cache_;
+  Activations& a_;
+  int64_t next_layer_ = 0;
+};
+
+// The whole pass; logits are then at activations.logits(batch.logit_rows.size()).
+void forward(const Llama& model, const Batch& batch, const KvCache& cache,
+             Activations& activations);
+
+}  // namespace tinyllama

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "backend/backend.h"
@@ -64,10 +65,18 @@ class KvSequence {
   void clear() { truncate(0); }
   // Drops positions [keep, keep + discard) and moves the rest down, re-rotating keys by -discard
   // positions with `inv_freq` (head_dim / 2). The result is a function of the history, not of the
-  // tokens left.
+  // tokens left. Throws Error (and changes nothing) when shared blocks would have to be copied and
+  // the pool has too few free ones.
   void shift(int64_t keep, int64_t discard, std::span<const double> inv_freq);
 
  private:
+  // Throws Error when the pool has fewer than `n` free blocks.
+  void require_free(int64_t n) const;
+  // Of the blocks that hold positions [begin, end): how many other sequences hold too, and the
+  // replacing of those by copies.
+  int64_t count_shared(int64_t begin, int64_t end) const;
+  void make_private(int64_t begin, int64_t end);
+
   KvCache* cache_;
   std::vector<int32_t> blocks_;
   int64_t length_ = 0;

@@ -41,6 +41,8 @@ class Llama {
 
   const Config& config() const { return config_; }
   const Weights& weights() const { return weights_; }
+  // The model's own frequencies, for sequences no longer than its context.
+  const RopeFrequencies& rope() const { return rope_; }
   Backend& backend() const { return backend_; }
   // The cache type that loses nothing against the weights' own: their float type, F16 for quantized
   // ones.
@@ -49,6 +51,7 @@ class Llama {
  private:
   Backend& backend_;
   Config config_;
+  RopeFrequencies rope_;
   Weights weights_;
   std::vector<std::shared_ptr<const MappedFile>> files_;
 };
@@ -78,7 +81,8 @@ class Activations {
 
 // One forward pass that can pause between layers: construct, run(k) until done(). The block tables
 // in `batch` must cover every position written (KvSequence::reserve), and the caller advances the
-// sequences.
+// sequences. Everything given must outlive the pass. Throws Error for a token outside the
+// vocabulary.
 class Forward {
  public:
   Forward(const Llama& model, const Batch& batch, const KvCache& cache, Activations& activations);
@@ -88,6 +92,7 @@ class Forward {
   void run(int64_t n);
 
  private:
+  void embed();
   void layer(int64_t index);
   void head();
 

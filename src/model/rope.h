@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "formats/config.h"
@@ -19,7 +20,11 @@ struct RopeFrequencies {
 // Llama 3.1's smoothed one, as Hugging Face's modeling_rope_utils defines them.
 RopeFrequencies rope_frequencies(const Config& config, int64_t length);
 
-// cos then sin of position * inv_freq, times scale: head_dim floats at `to`.
-void rope_row(const RopeFrequencies& frequencies, int64_t position, float* to);
+// cos then sin of position * inv_freq, times scale: 2 * inv_freq.size() floats at `to`. A negative
+// position turns back.
+void rope_row(std::span<const double> inv_freq, double scale, int64_t position, float* to);
+inline void rope_row(const RopeFrequencies& frequencies, int64_t position, float* to) {
+  rope_row(frequencies.inv_freq, frequencies.scale, position, to);
+}
 
 }  // namespace tinyllama

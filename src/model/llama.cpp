@@ -1,0 +1,155 @@
+// From a checkpoint's named tensors to packed weights. Matrices that read the same input are joined
+// here, once, so that the forward pass makes one product of them.
+#include "model/llama.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <string_view>
+
+#include "base/error.h"
+#include "tensor/quant.h"
+
+namespace tinyllama {
+namespace {
+
+constexpr int64_t kNormAlignment = 16;  // floats: every norm starts on a cache line
+
+// Packs tensor after tensor, and gives the pages that were read back to the system.
+class Loader {
+ public:
+  Loader(Backend& backend, const Checkpoint& checkpoint, Weights& weights, const Progress& progress)
+      : backend_(backend), checkpoint_(checkpoint), weights_(weights), progress_(progress) {
+    const Config& config = checkpoint.config;
+    const int64_t n_norms = 2 * config.n_layers + 1;
+    norm_stride_ = (config.hidden + kNormAlignment - 1) / kNormAlignment * kNormAlignment;
+    weights.norms = backend.alloc(static_cast<size_t>(n_norms * norm_stride_) * sizeof(float));
+    total_ = checkpoint.tensor_bytes();
+  }
+
+  TensorView tensor(const std::string& name) const { return find(name).view; }
+
+  // The matrices of `names`, stacked.
+  std::unique_ptr<Packed> matrix(std::initializer_list<std::string> names) {
+    std::vector<PackPart> parts;
+    for (const std::string& name : names) {
+      parts.push_back({find(name).view, find(name).interleaved_dim});
+    }
+    std::unique_ptr<Packed> packed = backend_.pack(parts);
+    weights_.bytes += packed->bytes;
+    for (const PackPart& part : parts) done(part.w);
+    return packed;
+  }
+
+  // The next norm vector, decoded to FP32: (1, hidden).
+  TensorView norm(const std::string& name) {
+    const TensorView stored = tensor(name);
+    std::vector<float> values(static_cast<size_t>(stored.cols));
+    decode_row(stored.dtype, stored.data, values.data(), stored.cols);
+    std::byte* to =
+        weights_.norms.data() + static_cast<size_t>(n_norms_++ * norm_stride_) * sizeof(float);
+    const TensorView norm(to, DType::f32, 1, stored.cols);
+    backend_.copy_from_host(reinterpret_cast<const std::byte*>(values.data()), to, norm.bytes());
+    weights_.bytes += norm.bytes();
+    done(stored);
+    return norm;
+  }
+
+ private:
+  const NamedTensor& find(const std::string& name) const {
+    const NamedTensor* tensor = checkpoint_.find(name);
+    if (tensor == nullptr) fail(fmt::format("[load] {}: no {}", checkpoint_.path, name));
+    return *tensor;
+  }
+
+  // The embedding stays mapped, also where it is the head: a row of it is read for every token.
+  void done(const TensorView& stored) {
+    if (stored.data != weights_.embed.data) {
+      for (const auto& file : checkpoint_.files) {
+        const std::byte* begin = file->bytes().data();
+        if (stored.data < begin || stored.data >= begin + file->size()) continue;
+        file->drop(static_cast<size_t>(stored.data - begin), stored.bytes());
+      }
+    }
+    done_ += stored.bytes();
+    if (progress_) progress_("loading", std::min(done_, total_), total_);
+  }
+
+  Backend& backend_;
+  const Checkpoint& checkpoint_;
+  Weights& weights_;
+  const Progress& progress_;
+  int64_t norm_stride_, n_norms_ = 0;
+  uint64_t done_ = 0, total_ = 0;
+};
+
+}  // namespace
+
+Llama::Llama(Backend& backend, const Checkpoint& checkpoint, const Progress& progress)
+    : backend_(backend),
+      config_(checkpoint.config),
+      rope_(rope_frequencies(config_, config_.context)),
+      files_(checkpoint.files) {
+  Loader load(backend, checkpoint, weights_, progress);
+  const std::string embed = "model.embed_tokens.weight";
+  weights_.embed = load.tensor(embed);
+  weights_.dtype = load.tensor("model.layers.0.self_attn.q_proj.weight").dtype;
+  weights_.bytes = row_bytes(weights_.embed.dtype, config_.hidden);
+  for (int64_t i = 0; i < config_.n_layers; i++) {
+    const std::string layer = fmt::format("model.layers.{}.", i);
+    const std::string attention = layer + "self_attn.", mlp = layer + "mlp.";
+    LayerWeights& w = weights_.layers.emplace_back();
+    w.attention_norm = load.norm(layer + "input_layernorm.weight");
+    w.qkv = load.matrix(
+        {attention + "q_proj.weight", attention + "k_proj.weight", attention + "v_proj.weight"});
+    w.output = load.matrix({attention + "o_proj.weight"});
+    w.mlp_norm = load.norm(layer + "post_attention_layernorm.weight");
+    w.gate_up = load.matrix({mlp + "gate_proj.weight", mlp + "up_proj.weight"});
+    w.down = load.matrix({mlp + "down_proj.weight"});
+  }
+  weights_.norm = load.norm("model.norm.weight");
+  weights_.head = load.matrix({config_.tied_embeddings ? embed : "lm_head.weight"});
+}
+
+DType Llama::default_kv_type() const {
+  return traits(weights_.dtype).quantized ? DType::f16 : weights_.dtype;
+}
+
+Activations::Activations(Backend& backend, const Config& config, int64_t max_rows,
+                         int64_t max_logit_rows)
+    : max_rows_(max_rows), max_logit_rows_(max_logit_rows) {
+  TL_CHECK(max_rows > 0 && max_logit_rows > 0);
+  struct Need {
+    Tensor* tensor;
+    int64_t rows, cols;
+  };
+  const std::array<Need, 6> needs = {{
+      {&x_, max_rows, config.hidden},
+      {&normed_, max_rows, std::max({config.hidden, config.intermediate, config.q_dim()})},
+      {&qkv_, max_rows, config.q_dim() + 2 * config.kv_dim()},
+      {&gate_up_, max_rows, 2 * config.intermediate},
+      {&last_, max_logit_rows, config.hidden},
+      {&logits_, max_logit_rows, config.vocab_size},
+  }};
+  constexpr size_t kAlignment = 64;
+  size_t bytes = 0;
+  for (const Need& need : needs) {
+    *need.tensor = Tensor(nullptr, DType::f32, need.rows, need.cols);
+    bytes += (need.tensor->bytes() + kAlignment - 1) / kAlignment * kAlignment;
+  }
+  memory_ = backend.alloc(bytes);
+  std::byte* next = memory_.data();
+  for (const Need& need : needs) {
+    need.tensor->data = next;
+    next += (need.tensor->bytes() + kAlignment - 1) / kAlignment * kAlignment;
+  }
+  rope_.resize(static_cast<size_t>(max_rows * config.head_dim));
+}
+
+Tensor Activations::logits(int64_t n) const {
+  TL_CHECK(n >= 0 && n <= max_logit_rows_);
+  return logits_.rows_slice(0, n);
+}
+
+}  // namespace tinyllama

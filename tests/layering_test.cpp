@@ -35,7 +35,6 @@ const std::map<std::string, Names> kLayers = {
 // much.
 const std::map<std::string, std::map<std::string, Names>> kOnlyThese = {
     {"formats", {{"text", {"text/vocab.h"}}}},
-    {"quantize", {{"model", {}}, {"backend", {}}}},
 };
 
 const fs::path kSource = fs::path(TINYLLAMA_SOURCE_DIR) / "src";

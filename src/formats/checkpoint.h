@@ -11,17 +11,11 @@
 
 #include "base/file.h"
 #include "formats/config.h"
+#include "tensor/rotary.h"
 #include "tensor/tensor.h"
 #include "text/vocab.h"
 
 namespace tinyllama {
-
-// The row of GGUF's (interleaved) order that holds row `r` of Hugging Face's (half-rotation) order,
-// for a query or key projection whose heads have `head_dim` rows each.
-constexpr int64_t interleaved_row(int64_t r, int64_t head_dim) {
-  const int64_t in_head = r % head_dim, half = head_dim / 2;
-  return r - in_head + (in_head < half ? 2 * in_head : 2 * (in_head - half) + 1);
-}
 
 struct NamedTensor {
   std::string name;  // "model.layers.3.self_attn.q_proj.weight"

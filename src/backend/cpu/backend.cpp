@@ -1,0 +1,349 @@
+// The CPU backend: threads, scratch memory and tiling around the kernels of one instruction set.
+// With one row the small operations run on the calling thread, so that a layer has five joins: qkv,
+// attention, output, gate/up, down.
+#include "backend/backend.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cstring>
+#include <vector>
+
+#include "backend/cpu/isa.h"
+#include "backend/cpu/weights.h"
+#include "base/error.h"
+#include "base/parallel.h"
+#include "tensor/quant.h"
+
+namespace tinyllama {
+namespace {
+
+using cpu::CpuPacked;
+using cpu::Format;
+using cpu::Kernels;
+using cpu::kTileRows;
+using cpu::KvFormat;
+using cpu::PackedPart;
+
+constexpr int64_t kTilesPerBlock = 4;     // tiles that share one pass over the columns; stay in L2
+constexpr int64_t kSerialFloats = 16384;  // row-wise work below this is not worth a join
+constexpr int64_t kQueriesPerJob = 64;    // queries of one attention job; their state stays in L2
+
+KvFormat kv_format(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+      return KvFormat::f32;
+    case DType::f16:
+      return KvFormat::f16;
+    case DType::bf16:
+      return KvFormat::bf16;
+    default:
+      break;
+  }
+  fail(fmt::format("[cache] type {} cannot hold keys and values: want f32, f16 or bf16",
+                   traits(dtype).name));
+}
+
+// Memory that grows to the largest request and stays.
+class Scratch {
+ public:
+  std::byte* get(size_t bytes) {
+    if (bytes > buffer_.size()) buffer_ = alloc_host(bytes + bytes / 4);
+    return buffer_.data();
+  }
+
+ private:
+  Buffer buffer_;
+};
+
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(const CpuOptions& options)
+      : k_(cpu::kernels_for(options.isa)),
+        pool_(options.threads),
+        job_scratch_(static_cast<size_t>(pool_.size())) {}
+
+  std::string name() const override { return fmt::format("cpu/{}", k_.name); }
+
+  Buffer alloc(size_t bytes) override { return alloc_host(bytes); }
+  void copy_to_host(const std::byte* from, std::byte* to, size_t bytes) override {
+    std::memcpy(to, from, bytes);
+  }
+  void copy_from_host(const std::byte* from, std::byte* to, size_t bytes) override {
+    std::memcpy(to, from, bytes);
+  }
+  void copy(const std::byte* from, std::byte* to, size_t bytes) override {
+    std::memcpy(to, from, bytes);
+  }
+
+  std::unique_ptr<Packed> pack(std::span<const PackPart> parts) override {
+    return cpu::pack_weights(parts, pool_);
+  }
+
+  size_t kv_block_bytes(const KvShape& shape) const override {
+    kv_format(shape.dtype);
+    return static_cast<size_t>(shape.n_kv_heads) * head_bytes(shape);
+  }
+
+  void begin(const Batch& batch, std::span<const float> rope) override {
+    batch_ = &batch;
+    rope_ = rope;
+    segment_of_row_.resize(batch.tokens.size());
+    for (size_t s = 0; s < batch.segments.size(); s++) {
+      const Segment& segment = batch.segments[s];
+      std::fill_n(segment_of_row_.begin() + segment.first_row, segment.n_rows,
+                  static_cast<int32_t>(s));
+    }
+  }
+
+  void embed(TensorView table, Tensor y) override {
+    for_rows(batch_->rows(), y.cols, [&](int64_t r) {
+      decode_row(table.dtype, table.row(batch_->tokens[static_cast<size_t>(r)]), y.row_as<float>(r),
+                 y.cols);
+    });
+  }
+
+  void rms_norm(TensorView x, TensorView w, double eps, Tensor y) override {
+    for_rows(x.rows, x.cols, [&](int64_t r) {
+      k_.rms_norm(x.row_as<float>(r), w.row_as<float>(0), eps, x.cols, y.row_as<float>(r));
+    });
+  }
+
+  void swiglu(TensorView gate_up, Tensor y) override {
+    for_rows(y.rows, y.cols, [&](int64_t r) {
+      const float* gate = gate_up.row_as<float>(r);
+      k_.swiglu(gate, gate + y.cols, y.cols, y.row_as<float>(r));
+    });
+  }
+
+  void linear(const Packed& packed, TensorView x, Tensor y, bool accumulate) override {
+    const auto& w = static_cast<const CpuPacked&>(packed);
+    TL_CHECK(x.cols == w.cols && y.cols == w.rows && x.rows == y.rows && x.rows > 0);
+    pack_activations(w, x);
+    const int64_t blocks = count_blocks(w);
+    pool_.for_ranges(blocks, 1, [&](int64_t begin, int64_t end) {
+      int64_t at = 0;
+      for (size_t p = 0; p < w.parts.size(); p++) {
+        const int64_t n = part_blocks(w.parts[p]);
+        for (int64_t b = std::max(begin, at); b < std::min(end, at + n); b++)
+          block_product(w, p, b - at, y, accumulate);
+        at += n;
+      }
+    });
+  }
+
+  void rope_store(Tensor qkv, int64_t n_heads, const KvLayer& kv) override {
+    const KvShape& shape = kv.shape;
+    const int64_t dim = shape.head_dim;
+    for_rows(qkv.rows, qkv.cols * 4, [&](int64_t r) {
+      const float* cos = rope_.data() + r * dim;
+      float* heads = qkv.row_as<float>(r);
+      for (int64_t h = 0; h < n_heads + shape.n_kv_heads; h++)
+        k_.rope(heads + h * dim, cos, cos + dim / 2, dim);
+      const Segment& segment =
+          batch_->segments[static_cast<size_t>(segment_of_row_[static_cast<size_t>(r)])];
+      const int64_t position = segment.past + r - segment.first_row;
+      std::byte* block =
+          kv.data +
+          static_cast<size_t>(segment.kv_blocks[static_cast<size_t>(position / kKvBlock)]) *
+              kv.block_bytes;
+      for (int64_t h = 0; h < shape.n_kv_heads; h++) {
+        const float* key = heads + (n_heads + h) * dim;
+        k_.store_kv(kv_format(shape.dtype), block + static_cast<size_t>(h) * head_bytes(shape), dim,
+                    position % kKvBlock, key, key + shape.n_kv_heads * dim);
+      }
+    });
+  }
+
+  void attention(TensorView qkv, int64_t n_heads, const KvLayer& kv, Tensor y) override {
+    const KvShape& shape = kv.shape;
+    const int64_t group = n_heads / shape.n_kv_heads;
+    const int64_t rows_per_job = std::max<int64_t>(1, kQueriesPerJob / group);
+    // Jobs: (row tile of a segment, kv head), kv heads innermost.
+    jobs_.clear();
+    for (size_t s = 0; s < batch_->segments.size(); s++)
+      for (int64_t row = 0; row < batch_->segments[s].n_rows; row += rows_per_job)
+        jobs_.push_back({static_cast<int32_t>(s), row});
+    const size_t floats =
+        static_cast<size_t>(cpu::attention_scratch(rows_per_job, group, shape.head_dim));
+    const auto n_jobs = static_cast<int64_t>(jobs_.size()) * shape.n_kv_heads;
+    std::atomic<int64_t> next{0};
+    pool_.run([&](int thread) {
+      auto* scratch = reinterpret_cast<float*>(
+          job_scratch_[static_cast<size_t>(thread)].get(floats * sizeof(float)));
+      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n_jobs;) {
+        // Long jobs first: later rows of a prompt see more keys.
+        const JobRows& rows = jobs_[jobs_.size() - 1 - static_cast<size_t>(i / shape.n_kv_heads)];
+        const int64_t head = i % shape.n_kv_heads;
+        const Segment& segment = batch_->segments[static_cast<size_t>(rows.segment)];
+        const int64_t row = segment.first_row + rows.first;
+        cpu::AttentionJob job = {};
+        job.blocks = segment.kv_blocks.data();
+        job.cache = kv.data + static_cast<size_t>(head) * head_bytes(shape);
+        job.block_bytes = kv.block_bytes;
+        job.format = kv_format(shape.dtype);
+        job.head_dim = shape.head_dim;
+        job.group = group;
+        job.first_position = segment.past + rows.first;
+        job.n_rows = std::min(rows_per_job, segment.n_rows - rows.first);
+        job.q = qkv.row_as<float>(row) + head * group * shape.head_dim;
+        job.q_stride = static_cast<int64_t>(qkv.row_stride / sizeof(float));
+        job.out = y.row_as<float>(row) + head * group * shape.head_dim;
+        job.out_stride = static_cast<int64_t>(y.row_stride / sizeof(float));
+        job.scratch = scratch;
+        k_.attention(job);
+      }
+    });
+  }
+
+  void gather_logit_rows(TensorView x, Tensor y) override {
+    for (size_t i = 0; i < batch_->logit_rows.size(); i++)
+      std::memcpy(y.row(static_cast<int64_t>(i)), x.row(batch_->logit_rows[i]),
+                  row_bytes(DType::f32, x.cols));
+  }
+
+  void move_kv(const KvLayer& kv, std::span<const int32_t> blocks, int64_t from, int64_t to,
+               int64_t n, std::span<const float> rope) override {
+    const KvShape& shape = kv.shape;
+    const KvFormat format = kv_format(shape.dtype);
+    const auto head_at = [&](int64_t position, int64_t head) {
+      return kv.data +
+             static_cast<size_t>(blocks[static_cast<size_t>(position / kKvBlock)]) *
+                 kv.block_bytes +
+             static_cast<size_t>(head) * head_bytes(shape);
+    };
+    const int64_t dim = shape.head_dim;
+    pool_.for_each(shape.n_kv_heads, [&](int64_t head) {
+      std::vector<float> k(static_cast<size_t>(dim)), v(static_cast<size_t>(dim));
+      for (int64_t i = 0; i < n; i++) {
+        k_.load_kv(format, head_at(from + i, head), dim, (from + i) % kKvBlock, k.data(), v.data());
+        k_.rope(k.data(), rope.data(), rope.data() + dim / 2, dim);
+        k_.store_kv(format, head_at(to + i, head), dim, (to + i) % kKvBlock, k.data(), v.data());
+      }
+    });
+  }
+
+ private:
+  struct JobRows {
+    int32_t segment;
+    int64_t first;  // row within the segment
+  };
+
+  static size_t head_bytes(const KvShape& shape) {
+    return cpu::kv_head_bytes(shape.head_dim, static_cast<size_t>(traits(shape.dtype).block_bytes));
+  }
+  static int64_t part_tiles(const PackedPart& part) {
+    return (part.rows + kTileRows - 1) / kTileRows;
+  }
+  static int64_t part_blocks(const PackedPart& part) {
+    return (part_tiles(part) + kTilesPerBlock - 1) / kTilesPerBlock;
+  }
+  static int64_t count_blocks(const CpuPacked& w) {
+    int64_t n = 0;
+    for (const PackedPart& part : w.parts) n += part_blocks(part);
+    return n;
+  }
+
+  template <class Body>
+  void for_rows(int64_t rows, int64_t floats_per_row, const Body& body) {
+    if (rows * floats_per_row <= kSerialFloats) {
+      for (int64_t r = 0; r < rows; r++) body(r);
+      return;
+    }
+    pool_.for_ranges(rows, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; r++) body(r);
+    });
+  }
+
+  int group_width(int64_t columns_left) const {
+    int width = k_.max_columns;
+    while (width > columns_left) width /= 2;
+    return width;
+  }
+
+  // Packs x once for each format among w's parts.
+  void pack_activations(const CpuPacked& w, TensorView x) {
+    for (size_t p = 0; p < w.parts.size(); p++) {
+      const Format format = w.parts[p].format;
+      const auto slot = static_cast<size_t>(format);
+      const bool seen =
+          std::any_of(w.parts.begin(), w.parts.begin() + static_cast<std::ptrdiff_t>(p),
+                      [&](const PackedPart& other) { return other.format == format; });
+      if (seen) continue;
+      const size_t column = k_.column_bytes(format, w.cols);
+      packed_x_[slot] =
+          reinterpret_cast<uint8_t*>(x_scratch_[slot].get(column * static_cast<size_t>(x.rows)));
+      groups_.clear();
+      for (int64_t c = 0; c < x.rows; c += group_width(x.rows - c)) groups_.push_back(c);
+      for_rows(static_cast<int64_t>(groups_.size()),
+               x.cols * x.rows / static_cast<int64_t>(groups_.size()), [&](int64_t g) {
+                 const int64_t c = groups_[static_cast<size_t>(g)];
+                 k_.pack_columns(format, x.row_as<float>(c),
+                                 static_cast<int64_t>(x.row_stride / sizeof(float)),
+                                 group_width(x.rows - c), w.cols,
+                                 packed_x_[slot] + column * static_cast<size_t>(c));
+               });
+    }
+  }
+
+  // One block of tiles of part `p` against all columns.
+  void block_product(const CpuPacked& w, size_t p, int64_t block, Tensor y, bool accumulate) const {
+    const PackedPart& part = w.parts[p];
+    const auto format = static_cast<size_t>(part.format);
+    const size_t tile = cpu::tile_bytes(part.format, w.cols);
+    const size_t column = k_.column_bytes(part.format, w.cols);
+    const int64_t end = std::min(part_tiles(part), (block + 1) * kTilesPerBlock);
+    const auto ldo = static_cast<int64_t>(y.row_stride / sizeof(float));
+    for (int64_t c = 0; c < y.rows;) {
+      const int width = group_width(y.rows - c);
+      const cpu::TileFn product = k_.tile[format][std::countr_zero(static_cast<unsigned>(width))];
+      const uint8_t* x = packed_x_[format] + column * static_cast<size_t>(c);
+      for (int64_t t = block * kTilesPerBlock; t < end; t++) {
+        const uint8_t* tiles = part.tiles + static_cast<size_t>(t) * tile;
+        float* out = y.row_as<float>(c) + part.first_row + t * kTileRows;
+        const int64_t rows = part.rows - t * kTileRows;
+        if (rows >= kTileRows) {
+          product(tiles, x, w.cols, out, ldo, accumulate);
+        } else {
+          partial_product(product, tiles, x, w.cols, width, rows, out, ldo, accumulate);
+        }
+      }
+      c += width;
+    }
+  }
+
+  // The last tile of a part whose rows are not a multiple of 16: through a full tile of scratch.
+  static void partial_product(cpu::TileFn product, const uint8_t* tile, const uint8_t* x,
+                              int64_t cols, int width, int64_t rows, float* out, int64_t ldo,
+                              bool accumulate) {
+    float full[cpu::kMaxColumns * kTileRows];
+    product(tile, x, cols, full, kTileRows, false);
+    for (int64_t c = 0; c < width; c++) {
+      for (int64_t r = 0; r < rows; r++) {
+        float& to = out[c * ldo + r];
+        to = accumulate ? to + full[c * kTileRows + r] : full[c * kTileRows + r];
+      }
+    }
+  }
+
+  const Kernels& k_;
+  ThreadPool pool_;
+  const Batch* batch_ = nullptr;
+  std::span<const float> rope_;
+  std::vector<int32_t> segment_of_row_;
+  std::vector<JobRows> jobs_;
+  std::vector<Scratch> job_scratch_;  // per thread
+  std::vector<int64_t> groups_;       // first column of each group
+  Scratch x_scratch_[cpu::kFormats];
+  uint8_t* packed_x_[cpu::kFormats] = {};
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cpu(const CpuOptions& options) {
+  return std::make_unique<CpuBackend>(options);
+}
+
+}  // namespace tinyllama

@@ -1,0 +1,28 @@
+// The kernels of the instruction set being compiled, in a namespace of its own; table.cpp collects
+// them.
+#pragma once
+
+#include "backend/cpu/kernels.h"
+
+namespace tinyllama::cpu::TINYLLAMA_ISA {
+
+extern const TileFn tiles[kFormats][5];
+void pack_columns(Format format, const float* x, int64_t stride, int n, int64_t cols, uint8_t* to);
+size_t column_bytes(Format format, int64_t cols);
+
+void attention(const AttentionJob& job);
+void store_kv(KvFormat format, std::byte* head, int64_t head_dim, int64_t slot, const float* k,
+              const float* v);
+void load_kv(KvFormat format, const std::byte* head, int64_t head_dim, int64_t slot, float* k,
+             float* v);
+
+void rms_norm(const float* x, const float* w, double eps, int64_t n, float* y);
+void swiglu(const float* gate, const float* up, int64_t n, float* y);
+void rope(float* x, const float* cos, const float* sin, int64_t head_dim);
+
+double peak_fp32(int64_t n);
+double peak_bf16(int64_t n);
+double peak_int8(int64_t n);
+uint64_t read_memory(const uint8_t* from, size_t bytes);
+
+}  // namespace tinyllama::cpu::TINYLLAMA_ISA

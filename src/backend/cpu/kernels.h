@@ -1,0 +1,90 @@
+// The table of CPU kernels: plain functions over raw memory, compiled once per instruction set from
+// one source. Kernels know vectors and layouts; threads, tensors and errors are the caller's
+// business.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace tinyllama::cpu {
+
+// Rows of a packed weight tile; vector lanes are rows, so no product needs a horizontal sum.
+inline constexpr int kTileRows = 16;
+inline constexpr int kMaxColumns = 16;  // widest column group of any instruction set
+
+// How a packed weight matrix is laid out; one per data type (same order as DType).
+enum class Format : uint8_t { f32, f16, bf16, q4_0, q8_0, q4_k, q6_k };
+inline constexpr int kFormats = 7;
+enum class KvFormat : uint8_t { f32, f16, bf16 };
+
+// One kv head's queries of consecutive rows of one sequence against its cache.
+struct AttentionJob {
+  const int32_t* blocks;   // block table of the sequence
+  const std::byte* cache;  // the layer's blocks, at this kv head's offset within a block
+  size_t block_bytes;
+  KvFormat format;
+  int64_t head_dim;
+  int64_t group;           // query heads that share the kv head
+  int64_t first_position;  // of the first row; row i sees positions 0..first_position + i
+  int64_t n_rows;
+  const float* q;  // row i's query heads, (group, head_dim), at q + i * q_stride floats
+  int64_t q_stride;
+  float* out;  // likewise
+  int64_t out_stride;
+  float* scratch;  // attention_scratch() floats, 64-byte aligned
+};
+
+// Floats that one job of n_rows rows needs; a multiple of 16.
+constexpr int64_t padded_head_dim(int64_t head_dim) {
+  return (head_dim + 15) / 16 * 16;
+}
+constexpr int64_t attention_scratch(int64_t n_rows, int64_t group, int64_t head_dim) {
+  const int64_t queries = (n_rows * group + 3) / 4 * 4;
+  return queries * (3 * padded_head_dim(head_dim) + 64 + 16);
+}
+// Bytes of one kv head in one block: keys (head_dim, 64), then values (64, padded head_dim).
+constexpr size_t kv_head_bytes(int64_t head_dim, size_t element) {
+  return static_cast<size_t>(64 * (head_dim + padded_head_dim(head_dim))) * element;
+}
+
+using TileFn = void (*)(const uint8_t* w, const uint8_t* x, int64_t cols, float* out, int64_t ldo,
+                        bool accumulate);
+
+struct Kernels {
+  const char* name;
+  int max_columns;  // a power of two; column groups are max_columns, ..., 4, 2, 1 wide
+
+  // Packs `n` columns (activation rows of `cols` floats, `stride` floats apart) as one column group
+  // for products with weights of `format`; writes n * column_bytes(format, cols) bytes.
+  void (*pack_columns)(Format format, const float* x, int64_t stride, int n, int64_t cols,
+                       uint8_t* to);
+  size_t (*column_bytes)(Format format, int64_t cols);
+  // tile[format][log2(n)]: out[c * ldo + r] = or += sum over k of w[r][k] * x[c][k], for one tile
+  // of 16 rows and a column group of n columns.
+  const TileFn (*tile)[5];
+
+  void (*attention)(const AttentionJob& job);
+  void (*rms_norm)(const float* x, const float* w, double eps, int64_t n, float* y);
+  void (*swiglu)(const float* gate, const float* up, int64_t n, float* y);
+  // Half-rotation of one head: cos and sin are head_dim / 2 long.
+  void (*rope)(float* x, const float* cos, const float* sin, int64_t head_dim);
+  // Writes one position (slot 0..63) of one kv head into its part of a block.
+  void (*store_kv)(KvFormat format, std::byte* head, int64_t head_dim, int64_t slot, const float* k,
+                   const float* v);
+  void (*load_kv)(KvFormat format, const std::byte* head, int64_t head_dim, int64_t slot, float* k,
+                  float* v);
+
+  // Machine peaks: `n` rounds of independent multiply-adds; returns operations done (2 per
+  // multiply-add).
+  double (*peak_fp32)(int64_t n);
+  double (*peak_bf16)(int64_t n);
+  double (*peak_int8)(int64_t n);
+  uint64_t (*read_memory)(const uint8_t* from,
+                          size_t bytes);  // a checksum, so that the reads happen
+};
+
+extern const Kernels kernels_scalar;
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+
+}  // namespace tinyllama::cpu

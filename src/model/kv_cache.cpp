@@ -11,16 +11,23 @@
 #include "model/rope.h"
 
 namespace tinyllama {
+namespace {
 
-KvCache::KvCache(Backend& backend, const Config& config, DType dtype, int64_t n_blocks)
-    : backend_(backend),
-      shape_{config.n_kv_heads, config.head_dim, dtype},
-      n_layers_(config.n_layers),
-      n_blocks_(n_blocks),
-      block_bytes_(backend.kv_block_bytes(shape_)) {
+KvShape shape_of(const Config& config, DType dtype) {
   if (traits(dtype).quantized) {
     fail(fmt::format("[kv cache] type {}: want f32, f16 or bf16", traits(dtype).name));
   }
+  return {config.n_kv_heads, config.head_dim, dtype};
+}
+
+}  // namespace
+
+KvCache::KvCache(Backend& backend, const Config& config, DType dtype, int64_t n_blocks)
+    : backend_(backend),
+      shape_(shape_of(config, dtype)),
+      n_layers_(config.n_layers),
+      n_blocks_(n_blocks),
+      block_bytes_(backend.kv_block_bytes(shape_)) {
   const size_t bytes_per_block = block_bytes_ * static_cast<size_t>(n_layers_);  // in all layers
   if (n_blocks < 1 || n_blocks > INT32_MAX ||
       static_cast<size_t>(n_blocks) > SIZE_MAX / 2 / bytes_per_block) {

@@ -24,8 +24,8 @@ enum class PieceType : uint8_t {
 };
 
 struct Piece {
-  std::string
-      text;  // UTF-8; U+2581 (LOWER ONE EIGHTH BLOCK) stands for a space; a byte piece is "<0x41>"
+  // UTF-8; U+2581 (LOWER ONE EIGHTH BLOCK) stands for a space; a byte piece is "<0x41>".
+  std::string text;
   float score = 0;  // merges happen in order of score, highest first; ties go to the leftmost
   PieceType type = PieceType::normal;
 };
@@ -41,9 +41,8 @@ struct Vocab {
   std::vector<Piece> pieces;                        // index = token id
   std::vector<std::pair<TokenId, TokenId>> merges;  // by rank; not empty: replaces merging by score
   TokenId bos = kNoToken, eos = kNoToken, unk = kNoToken, pad = kNoToken;
-  std::vector<TokenId>
-      extra_eos;        // further ids that end a turn (generation_config's list, <|im_end|>)
-  bool add_bos = true;  // whether encode() of a whole prompt starts with bos
+  std::vector<TokenId> extra_eos;  // further ids that end a turn (generation_config, <|im_end|>)
+  bool add_bos = true;             // whether encode() of a whole prompt starts with bos
   bool add_eos = false;
   bool add_dummy_prefix = true;  // a space before the first word, as Llama's tokenizer has it
   // Whether text that follows a control token starts with the dummy prefix again. Hugging Face's
@@ -51,8 +50,7 @@ struct Vocab {
   // files with a "Metaspace" pre-tokenizer of prepend_scheme "first" do not.
   bool prefix_after_special = true;
   bool remove_extra_whitespaces = false;
-  std::string unk_surface =
-      " \xE2\x81\x87 ";       // what <unk> decodes to; tokenizer.model's trainer_spec
+  std::string unk_surface = " \xE2\x81\x87 ";  // what <unk> decodes to (trainer_spec)
   std::string chat_template;  // Jinja source from the model's metadata; empty when there is none
 };
 

@@ -67,12 +67,37 @@ class Sampler {
 
  private:
   struct Candidate {
+    double weight;  // e^((logit - max) / temperature)
+    double key;     // what keep_mass() orders by
     float logit;
     TokenId token;
   };
-  std::vector<float> logits_;
-  std::vector<Candidate> candidates_;
-  std::vector<int32_t> counts_;
+  std::span<const float> penalize(std::span<const float> logits, const SamplerParams& params,
+                                  std::span<const TokenId> history);
+  void scan(std::span<const float> logits);
+  void collect(std::span<const float> logits, double at_least);
+  void collect_top(std::span<const float> logits, int64_t k);
+  void collect_mass(std::span<const float> logits, double top_p, double total,
+                    double inverse_temperature);
+  template <class Predicate>
+  void keep_if(Predicate keep);
+  void choose(std::span<const float> logits, const SamplerParams& params);
+  double weigh(double inverse_temperature);
+  void keep_mass(double mass, bool keep_ties);
+  void keep_typical(double typical_p, double inverse_temperature);
+  TokenId draw(double inverse_temperature, uint64_t noise) const;
+  TokenId draw_all(std::span<const float> logits, double inverse_temperature, uint64_t noise) const;
+  void add_logprobs(std::span<const float> logits, int n_top, Sampled& sampled);
+
+  std::vector<float> logits_;        // (vocab) biased and penalized, when a request asks for it
+  std::vector<float> block_max_;     // largest logit of each block of the vocabulary
+  float max_ = 0;                    // largest of all
+  std::vector<Candidate> pool_;      // (vocab)
+  std::span<Candidate> candidates_;  // the front of it: what the chain has left
+  std::vector<float> values_;        // what nth_element may disorder
+  std::vector<double> weights_;
+  std::vector<int32_t> counts_;   // (vocab) of the history; all zero between calls
+  std::vector<TokenId> touched_;  // the tokens whose count is not zero
 };
 
 }  // namespace tinyllama

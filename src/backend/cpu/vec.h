@@ -63,7 +63,7 @@ TL_INLINE float from_bf16(uint16_t half) {
 // exp(x) to about 1 ulp for x <= 88 (Cephes' expf polynomial); below -87.3 it stays at exp(-87.3),
 // 1e-38.
 TL_INLINE F exp_f(F x) {
-  x = max_f(x, set_f(-87.3f));
+  x = min_f(max_f(x, set_f(-87.3f)), set_f(88.0f));
   const F n = round_f(mul_f(x, set_f(1.44269504088896341f)));
   F r = fma_f(n, set_f(-0.693359375f), x);
   r = fma_f(n, set_f(2.12194440e-4f), r);

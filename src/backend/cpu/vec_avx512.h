@@ -41,6 +41,9 @@ TL_INLINE F div_f(F a, F b) {
 TL_INLINE F max_f(F a, F b) {
   return _mm512_max_ps(a, b);
 }
+TL_INLINE F min_f(F a, F b) {
+  return _mm512_min_ps(a, b);
+}
 TL_INLINE F fma_f(F a, F b, F c) {
   return _mm512_fmadd_ps(a, b, c);
 }

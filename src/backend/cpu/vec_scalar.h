@@ -44,6 +44,9 @@ TL_INLINE F div_f(F a, F b) {
 TL_INLINE F max_f(F a, F b) {
   return a > b ? a : b;
 }
+TL_INLINE F min_f(F a, F b) {
+  return a < b ? a : b;
+}
 TL_INLINE F fma_f(F a, F b, F c) {
   return a * b + c;
 }

@@ -430,8 +430,9 @@ TEST_P(ForwardOn, RaggedBatchesMatchTheReference) {
   const Config config = tiny_config({});
   const reference::Model weights = random_model(config, 13);
   const MemoryCheckpoint checkpoint(weights, DType::f32);
-  const Llama model(*backend_, *checkpoint);
-  KvCache cache(*backend_, config, DType::f32, 12);
+  const auto backend = make_backend(GetParam(), 2);
+  const Llama model(*backend, *checkpoint);
+  KvCache cache(*backend, config, DType::f32, 12);
   constexpr size_t kSequences = 3;
   std::vector<std::vector<int32_t>> tokens;
   std::vector<KvSequence> sequences;

@@ -17,7 +17,7 @@ inline std::vector<std::string> backend_names() {
   return names;
 }
 
-inline std::unique_ptr<Backend> make_backend(const std::string& name, int threads = 2) {
+inline std::unique_ptr<Backend> make_backend(const std::string& name, int threads = 1) {
   if (name == "naive") return std::make_unique<NaiveBackend>();
   return make_cpu({threads, name});
 }

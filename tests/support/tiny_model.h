@@ -71,15 +71,20 @@ inline reference::Model random_model(const Config& config, uint64_t seed) {
   return model;
 }
 
-// A checkpoint of `model` with matrices encoded as `dtype` (norms stay FP32), in memory that it
-// owns; with `interleaved`, query and key rows in GGUF's order.
+// A checkpoint of `model` with matrices encoded as `dtype` says (norms stay FP32), in memory that
+// it owns; with `interleaved`, query and key rows in GGUF's order.
 class MemoryCheckpoint {
  public:
-  MemoryCheckpoint(const reference::Model& model, DType dtype, bool interleaved = false) {
+  MemoryCheckpoint(const reference::Model& model, DType dtype, bool interleaved = false)
+      : MemoryCheckpoint(
+            model, [dtype](const TensorSpec&) { return dtype; }, interleaved) {}
+
+  MemoryCheckpoint(const reference::Model& model, const DTypeChoice& dtype_of,
+                   bool interleaved = false) {
     checkpoint_.path = "memory";
     checkpoint_.config = model.config;
     for (const TensorSpec& spec : tensor_specs(model.config)) {
-      const DType type = spec.is_norm ? DType::f32 : dtype;
+      const DType type = spec.is_norm ? DType::f32 : dtype_of(spec);
       const int64_t dim = interleaved ? spec.rotary_dim : 0;
       const size_t bytes_per_row = row_bytes(type, spec.cols);
       auto& bytes = *storage_.emplace_back(

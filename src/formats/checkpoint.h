@@ -3,6 +3,7 @@
 // boundary, and all validation happens here, so nothing above checks a file again.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "base/file.h"
+#include "base/parallel.h"
 #include "formats/config.h"
 #include "tensor/rotary.h"
 #include "tensor/tensor.h"
@@ -18,10 +20,10 @@
 namespace tinyllama {
 
 struct NamedTensor {
-  std::string name;  // "model.layers.3.self_attn.q_proj.weight"
-  TensorView view;   // rows in file order
-  int64_t interleaved_dim =
-      0;  // head_dim when rows are in GGUF's interleaved order, 0 when in HF's
+  std::string name;             // "model.layers.3.self_attn.q_proj.weight"
+  TensorView view;              // rows in file order
+  int64_t interleaved_dim = 0;  // head_dim when rows are in GGUF's order, 0 when in HF's
+  std::string file = {};        // name of the file it lies in, for messages
 
   // Row `r` in Hugging Face's order.
   const std::byte* row(int64_t r) const {
@@ -43,6 +45,7 @@ struct Checkpoint {
   GenerationDefaults generation;
   std::map<std::string, NamedTensor> tensors;
   std::vector<std::shared_ptr<const MappedFile>> files;
+  std::vector<std::shared_ptr<const Buffer>> copies;  // of tensors that lay misaligned in a file
   std::vector<std::string> notes;  // what the user should know: tensors ignored, fields assumed
 
   const NamedTensor* find(const std::string& tensor_name) const;
@@ -70,12 +73,20 @@ Checkpoint open_checkpoint(const std::string& path);
 // tokenizer_config.json beside it), tok*.bin, .gguf (vocab-only ones too), a Hugging Face folder.
 Vocab open_vocab(const std::string& path);
 
+// Checks the tensors of a Checkpoint against tensor_specs(): shapes, types, a head unless tied (a
+// missing head makes it tied). Tensors that a Llama has no use for are removed with a note; biases
+// are an Error, since leaving them out would change the answers. Readers end with it; a checkpoint
+// made in memory should too.
+void check_checkpoint(Checkpoint& checkpoint);
+
 // Writers. `dtype_of` says in which type each tensor is stored (so that one code path converts and
-// quantizes); both are atomic and report progress in bytes.
+// quantizes). Both are atomic, encode on `pool`, hold a few megabytes at a time and report progress
+// in bytes written; `progress` may be empty. A Hugging Face folder holds f32, f16 or bf16, in
+// shards of 5 GB; a GGUF file keeps norms in FP32 whatever `dtype_of` says, as llama.cpp wants.
 using DTypeChoice = std::function<DType(const TensorSpec&)>;
-void write_hf_folder(const Checkpoint& from, const std::string& path, DType dtype,
+void write_hf_folder(const Checkpoint& from, const std::string& path, DType dtype, ThreadPool& pool,
                      const Progress& progress);
 void write_gguf(const Checkpoint& from, const std::string& path, const DTypeChoice& dtype_of,
-                const Progress& progress);
+                ThreadPool& pool, const Progress& progress);
 
 }  // namespace tinyllama

@@ -1,0 +1,18 @@
+// A Hugging Face folder as a whole: which files it consists of and how they fit together.
+#pragma once
+
+#include <string>
+
+#include "formats/checkpoint.h"
+#include "text/vocab.h"
+
+namespace tinyllama {
+
+// `weights` is the one .safetensors file to read, or empty for what the folder holds.
+Checkpoint open_hf_folder(const std::string& folder, const std::string& weights);
+
+// From tokenizer.model or tokenizer.json, whichever is there; nothing when neither is. `vocab_size`
+// (0: unknown) tells whether tokens are missing that only tokenizer.json defines.
+std::optional<Vocab> open_hf_vocab(const std::string& folder, int64_t vocab_size);
+
+}  // namespace tinyllama

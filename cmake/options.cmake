@@ -3,7 +3,9 @@ find_package(Threads REQUIRED)
 
 add_library(tinyllama_options INTERFACE)
 target_compile_options(tinyllama_options INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor
-                                                   -Wimplicit-fallthrough -Wundef)
+                                                   -Wimplicit-fallthrough -Wundef
+                                                   # GCC's -Wextra has it, and warns of {.a = 1} too
+                                                   -Wno-missing-field-initializers)
 if(TINYLLAMA_WERROR)
   target_compile_options(tinyllama_options INTERFACE -Werror)
 endif()

@@ -111,8 +111,10 @@ void BpeModel::add_scored_merges(const Vocab& vocab, const std::vector<std::stri
     if (i > 0 && vocab.pieces[id].score != vocab.pieces[by_score[i - 1]].score) ++rank;
     const std::string_view text = texts[id];
     for (const size_t cut : inner_boundaries(text)) {
-      const auto left = symbol_of(text.substr(0, cut)), right = symbol_of(text.substr(cut));
-      if (!left || !right) continue;
+      const auto left = symbol_of(text.substr(0, cut));
+      if (!left) continue;
+      const auto right = symbol_of(text.substr(cut));
+      if (!right) continue;
       merges_.insert(pair_key(*left, *right), {rank, static_cast<Symbol>(id)});
       has_unused_ = has_unused_ || unused_[id];
     }

@@ -31,14 +31,17 @@ struct ChatStops {
   std::vector<std::string> strings;  // for models that write the next turn's marker as text
 };
 
-// A part of a rendered conversation. A special span is one piece of the vocabulary where it has
-// such a piece, and text where it has not.
-struct ChatSpan {
-  enum class Kind { literal, content, special };
-  Kind kind;
-  std::string text;
-};
-
+// A built-in format, applied. (Templates in Jinja can join it here: whatever renders a conversation
+// into text and special tokens can stand behind encode() and render().)
+//
+// How it is encoded, and why. Special tokens become ids; the text between two of them, markers and
+// messages together, is encoded in one piece, for that is what Hugging Face's tokenizers do with
+// the rendered template, and so what the models saw in training. Text after a special token starts
+// with the dummy prefix where Vocab::prefix_after_special says so: with TinyLlama's own
+// tokenizer.json ("Prepend") the newline after a Zephyr turn's </s> is the two ids 29871 13, and
+// llama.cpp does the same. Text after bos always starts with it. A conversation starts with bos
+// where Vocab::add_bos says so, as in training and in llama.cpp (apply_chat_template alone leaves
+// it out).
 class ChatTemplate {
  public:
   ChatTemplate(ChatFormat format);  // NOLINT(google-explicit-constructor): a format is a template
@@ -64,6 +67,10 @@ class ChatTemplate {
   bool answer_starts_with_space() const;
 
  private:
+  struct Span;
+  std::vector<Span> spans(const Tokenizer& tokenizer, std::span<const ChatMessage> messages,
+                          bool add_generation_prompt) const;
+
   ChatFormat format_;
 };
 

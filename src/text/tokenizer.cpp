@@ -276,13 +276,15 @@ void Tokenizer::Impl::encode_canonical(std::string_view text, size_t first,
                                        EncodeScratch::State& state,
                                        std::vector<TokenId>& out) const {
   const char* const end = text.data() + text.size();
-  const char* at = text.data();
-  while (at < end) {
+  const auto char_at = [end](const char* at) {
+    return decode_utf8({at, static_cast<size_t>(end - at)});
+  };
+  for (const char* at = text.data(); at < end;) {
     const char* const word = at;
-    Utf8Char last = decode_utf8({at, static_cast<size_t>(end - at)});
+    Utf8Char last = char_at(at);
     at += last.length;
     while (at < end) {
-      const Utf8Char c = decode_utf8({at, static_cast<size_t>(end - at)});
+      const Utf8Char c = char_at(at);
       if (!bpe.joined(last.code, c.code)) break;
       at += c.length;
       last = c;

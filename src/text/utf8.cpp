@@ -24,10 +24,9 @@ size_t ascii_words(std::string_view text) {
 
 }  // namespace
 
-Utf8Char decode_utf8(std::string_view text) {
+Utf8Char decode_utf8_beyond_ascii(std::string_view text) {
   const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
   const unsigned char lead = byte(0);
-  if (lead < 0x80) return {lead, 1, true};
   const int length = lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : 2;
   if (lead < 0xC2 || lead > 0xF4 || text.size() < static_cast<size_t>(length)) return {};
   char32_t code = lead & (0x7F >> length);

@@ -17,8 +17,14 @@ struct Utf8Char {
   bool valid = false;
 };
 
+// For the first character of `text` when it is not ASCII.
+Utf8Char decode_utf8_beyond_ascii(std::string_view text);
+
 // The first character of `text`, which is not empty.
-Utf8Char decode_utf8(std::string_view text);
+inline Utf8Char decode_utf8(std::string_view text) {
+  const auto lead = static_cast<unsigned char>(text.front());
+  return lead < 0x80 ? Utf8Char{lead, 1, true} : decode_utf8_beyond_ascii(text);
+}
 
 // Appends one code point; surrogates and values above U+10FFFF become U+FFFD.
 void append_utf8(std::string& to, char32_t code);

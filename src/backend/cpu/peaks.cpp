@@ -23,19 +23,22 @@ TL_INLINE void keep(T value) {
 
 double peak_fp32(int64_t n) {
   F acc[kChains];
-  for (F& a : acc) a = set_f(1);
+  TL_UNROLL(12)
+  for (int c = 0; c < kChains; c++) acc[c] = set_f(1);
   const F scale = set_f(0.999f), add = set_f(0.001f);
   for (int64_t i = 0; i < n; i++) {
     TL_UNROLL(12)
     for (int c = 0; c < kChains; c++) acc[c] = fma_f(acc[c], scale, add);
   }
-  for (const F& a : acc) keep(a);
+  TL_UNROLL(12)
+  for (int c = 0; c < kChains; c++) keep(acc[c]);
   return 2.0 * kChains * kLanes * static_cast<double>(n);
 }
 
 double peak_bf16(int64_t n) {
   F acc[kChains];
-  for (F& a : acc) a = set_f(0);
+  TL_UNROLL(12)
+  for (int c = 0; c < kChains; c++) acc[c] = set_f(0);
   const I w = set_i(0x3c003c00);  // pairs of 2^-7
   alignas(64) int32_t pair[1] = {0x3c003c00};
   asm volatile("" : "+m"(pair));
@@ -43,13 +46,15 @@ double peak_bf16(int64_t n) {
     TL_UNROLL(12)
     for (int c = 0; c < kChains; c++) acc[c] = dot2_bf16(acc[c], w, pair);
   }
-  for (const F& a : acc) keep(a);
+  TL_UNROLL(12)
+  for (int c = 0; c < kChains; c++) keep(acc[c]);
   return 4.0 * kChains * kLanes * static_cast<double>(n);
 }
 
 double peak_int8(int64_t n) {
   I acc[kChains];
-  for (I& a : acc) a = set_i(0);
+  TL_UNROLL(12)
+  for (int c = 0; c < kChains; c++) acc[c] = set_i(0);
   const I u = set_i(0x01010101);
   alignas(64) int32_t x[1] = {0x01ff01ff};
   asm volatile("" : "+m"(x));
@@ -57,7 +62,8 @@ double peak_int8(int64_t n) {
     TL_UNROLL(12)
     for (int c = 0; c < kChains; c++) acc[c] = dot4(acc[c], u, x);
   }
-  for (const I& a : acc) keep(a);
+  TL_UNROLL(12)
+  for (int c = 0; c < kChains; c++) keep(acc[c]);
   return 8.0 * kChains * kLanes * static_cast<double>(n);
 }
 

@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -21,14 +22,14 @@ enum class WhenFull { stop, shift };  // at the context's end: finish, or drop t
 
 struct Request {
   std::vector<TokenId> prompt;  // used as given
-  int64_t max_tokens = -1;      // -1: until the context is full
+  int64_t max_tokens = -1;      // -1: until the context is full (with WhenFull::shift: no end)
   int n = 1;                    // parallel samples; they share the prompt's cache
   SamplerParams sampling;
-  std::vector<std::string> stop;     // the answer ends before the first of these
-  std::vector<TokenId> stop_tokens;  // and before any of these
+  std::vector<std::string> stop;     // the text ends before the first of these; UTF-8, not empty
+  std::vector<TokenId> stop_tokens;  // the answer ends before any of these
   int n_logprobs = -1;               // -1: none; k: chosen token plus the k most likely
   WhenFull when_full = WhenFull::stop;
-  int64_t keep = 0;  // prompt tokens that a shift keeps (the system prompt)
+  int64_t keep = 0;  // first prompt tokens, which a shift keeps (the system prompt)
 };
 
 enum class FinishReason { none, stop, length, cancelled };
@@ -36,10 +37,13 @@ enum class FinishReason { none, stop, length, cancelled };
 // One event of a sample's stream. Text is complete UTF-8 and never shows part of a stop string.
 struct StreamEvent {
   int sample = 0;
-  std::optional<Sampled> token;  // absent in the closing event
-  std::string text;              // that became certain with this token
-  FinishReason finish = FinishReason::none;
+  std::optional<Sampled> token = {};         // absent in the closing event
+  std::string text = {};                     // that became certain with this token
+  FinishReason finish = FinishReason::none;  // of the closing event, a sample's last
+  std::string error = {};  // closing event of a request that failed (`cancelled`): why
 };
+// May call submit() and cancel(), not step(). When it throws, its request is cancelled without
+// further events, and step() throws the same once the other sequences are served.
 using OnEvent = std::function<void(const StreamEvent&)>;
 
 struct EngineOptions {
@@ -64,12 +68,17 @@ class Engine {
   Engine(const Llama& model, const Tokenizer* tokenizer, const EngineOptions& options = {});
   ~Engine();
 
-  // Validates and queues. Throws Error when the prompt is empty, has ids outside the vocabulary,
+  // Validates and queues; requests start in the order they came, each when the cache has room for
+  // the most it may need. Throws Error when the prompt is empty, has ids outside the vocabulary,
   // exceeds the context, or the parameters are out of range; the engine is unchanged then.
   RequestId submit(Request request, OnEvent on_event);
+  // Frees what the request holds and closes its samples with `cancelled`, before this returns or,
+  // from within an event, before step() does. No-op when there is no such request.
   void cancel(RequestId id);
   bool busy() const;
-  // One forward pass and its sampling. No-op when not busy.
+  // One forward pass and its sampling. No-op when not busy. Throws what a callback threw, or the
+  // Error of a request that failed (its samples are closed with the reason); either leaves the
+  // other requests as they should be. When the forward pass itself throws, nothing has changed.
   void step();
   const EngineStats& stats() const;
   int64_t context() const;
@@ -85,12 +94,14 @@ struct Completion {
   std::string text;
   FinishReason finish = FinishReason::none;
 };
-// Runs one request to its end; one Completion per sample.
+// Runs one request to its end; one Completion per sample. Throws what step() throws, after
+// cancelling the request.
 std::vector<Completion> generate(Engine& engine, const Request& request);
 
 // Sum of -log p over the targets and their count, with logits as forward() computes them. `tokens`
-// is scored in windows of the context, each starting with `bos` when it is a token; the first
-// target of each window is its second token.
+// is scored in windows of `window` positions (0: the model's context), each starting with `bos`
+// when it is a token; the first target of each window is its second token. Throws Error when there
+// is no target, or an id is outside the vocabulary.
 struct PerplexityResult {
   double negative_log_likelihood = 0;  // nats
   int64_t targets = 0;

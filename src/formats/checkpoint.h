@@ -86,6 +86,16 @@ void check_checkpoint(Checkpoint& checkpoint);
 using DTypeChoice = std::function<DType(const TensorSpec&)>;
 void write_hf_folder(const Checkpoint& from, const std::string& path, DType dtype, ThreadPool& pool,
                      const Progress& progress);
+
+// Fills rows [first, first + n) of a tensor, in Hugging Face's order, encoded as `dtype`, one
+// behind the other at `to`: how weights that are made rather than read reach a file.
+using FillRows = std::function<void(const TensorSpec& spec, int64_t first, int64_t n, DType dtype,
+                                    std::byte* to)>;
+// The same folder from made-up weights: of `from`, only config, vocabulary and generation defaults
+// count.
+void write_hf_folder(const Checkpoint& from, const FillRows& fill, const std::string& path,
+                     DType dtype, const Progress& progress);
+
 void write_gguf(const Checkpoint& from, const std::string& path, const DTypeChoice& dtype_of,
                 ThreadPool& pool, const Progress& progress);
 

@@ -189,13 +189,19 @@ void write_gguf(const Checkpoint& from, const std::string& path, const DTypeChoi
     out.pad_to(GgufHeader::kAlignment);
   }
   for (const Stored& tensor : tensors) {
+    TL_CHECK(from.find(tensor.spec.name) != nullptr);
     const NamedTensor& source = *from.find(tensor.spec.name);
-    stream_tensor(source, tensor.spec.rotary_dim, tensor.dtype, RowOrder::interleaved, pool,
-                  [&](std::span<const std::byte> bytes) {
-                    out.write(bytes);
-                    done += bytes.size();
-                    if (progress) progress(tensor.spec.name, done, total);
-                  });
+    stream_rows(
+        tensor.spec.rows, row_bytes(tensor.dtype, tensor.spec.cols),
+        [&](int64_t first, int64_t n, std::byte* to) {
+          convert_rows(source, tensor.spec, tensor.dtype, RowOrder::interleaved, pool, first, n,
+                       to);
+        },
+        [&](std::span<const std::byte> bytes) {
+          out.write(bytes);
+          done += bytes.size();
+          if (progress) progress(tensor.spec.name, done, total);
+        });
     out.pad_to(GgufHeader::kAlignment);
     drop_pages(from, source.view);
   }

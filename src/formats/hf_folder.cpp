@@ -184,9 +184,9 @@ std::vector<std::vector<TensorSpec>> cut_shards(const Config& config, DType dtyp
 }
 
 struct FolderWriter {
-  const Checkpoint& from;
+  const Config& config;
+  const FillRows& fill;
   DType dtype;
-  ThreadPool& pool;
   const Progress& progress;
   uint64_t total = 0, done = 0;
 
@@ -194,14 +194,14 @@ struct FolderWriter {
     std::vector<int64_t> shape = {spec.rows, spec.cols};
     if (spec.is_norm) shape = {spec.cols};
     return {spec.name, dtype, shape, [this, spec](AtomicFile& out) {
-              const NamedTensor& tensor = *from.find(spec.name);
-              stream_tensor(tensor, spec.rotary_dim, dtype, RowOrder::hugging_face, pool,
-                            [&](std::span<const std::byte> bytes) {
-                              out.write(bytes);
-                              done += bytes.size();
-                              if (progress) progress(spec.name, done, total);
-                            });
-              drop_pages(from, tensor.view);
+              stream_rows(
+                  spec.rows, row_bytes(dtype, spec.cols),
+                  [&](int64_t first, int64_t n, std::byte* to) { fill(spec, first, n, dtype, to); },
+                  [&](std::span<const std::byte> bytes) {
+                    out.write(bytes);
+                    done += bytes.size();
+                    if (progress) progress(spec.name, done, total);
+                  });
             }};
   }
 
@@ -212,7 +212,7 @@ struct FolderWriter {
   }
 
   void write_weights(const std::string& folder) {
-    const auto shards = cut_shards(from.config, dtype);
+    const auto shards = cut_shards(config, dtype);
     for (const auto& shard : shards) {
       for (const TensorSpec& spec : shard)
         total += static_cast<uint64_t>(spec.rows) * row_bytes(dtype, spec.cols);
@@ -231,8 +231,9 @@ struct FolderWriter {
 
 }  // namespace
 
-void write_hf_folder(const Checkpoint& from, const std::string& path, DType dtype, ThreadPool& pool,
-                     const Progress& progress) {
+void write_hf_folder(const Checkpoint& from, const FillRows& fill, const std::string& path,
+                     DType dtype, const Progress& progress) {
+  validate(from.config, path);
   if (traits(dtype).safetensors_name.empty())
     fail(fmt::format(
         "[write] {}: a Hugging Face folder holds f32, f16 or bf16, not {}: write a .gguf "
@@ -240,7 +241,7 @@ void write_hf_folder(const Checkpoint& from, const std::string& path, DType dtyp
         path, traits(dtype).name));
   AtomicFolder folder(path);
   const Vocab* vocab = from.vocab ? &*from.vocab : nullptr;
-  FolderWriter{from, dtype, pool, progress}.write_weights(folder.path());
+  FolderWriter{from.config, fill, dtype, progress}.write_weights(folder.path());
   write_text(folder.path() + "/config.json", make_hf_config(from.config, vocab, dtype));
   write_text(folder.path() + "/generation_config.json",
              make_generation_config(from.generation, vocab));
@@ -254,6 +255,18 @@ void write_hf_folder(const Checkpoint& from, const std::string& path, DType dtyp
     write_text(folder.path() + "/special_tokens_map.json", make_special_tokens_map(*vocab));
   }
   folder.commit();
+}
+
+void write_hf_folder(const Checkpoint& from, const std::string& path, DType dtype, ThreadPool& pool,
+                     const Progress& progress) {
+  const FillRows fill = [&](const TensorSpec& spec, int64_t first, int64_t n, DType to_type,
+                            std::byte* to) {
+    TL_CHECK(from.find(spec.name) != nullptr);
+    const NamedTensor& tensor = *from.find(spec.name);
+    convert_rows(tensor, spec, to_type, RowOrder::hugging_face, pool, first, n, to);
+    if (first + n == spec.rows) drop_pages(from, tensor.view);
+  };
+  write_hf_folder(from, fill, path, dtype, progress);
 }
 
 }  // namespace tinyllama

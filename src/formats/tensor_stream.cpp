@@ -13,7 +13,7 @@
 namespace tinyllama {
 namespace {
 
-constexpr int64_t kChunkElements = int64_t{2} << 20;
+constexpr size_t kChunkBytes = size_t{8} << 20;
 
 // The row of Hugging Face's order that stands at row `r` of the interleaved order: the inverse of
 // interleaved_row().
@@ -34,26 +34,30 @@ void convert_row(const std::byte* from, DType from_type, std::byte* to, DType to
 
 }  // namespace
 
-void stream_tensor(const NamedTensor& tensor, int64_t rotary_dim, DType dtype, RowOrder order,
-                   ThreadPool& pool, const std::function<void(std::span<const std::byte>)>& sink) {
-  const TensorView& view = tensor.view;
-  const size_t out_row = row_bytes(dtype, view.cols);
-  const int64_t rows_at_once =
-      std::max<int64_t>(1, kChunkElements / std::max<int64_t>(1, view.cols));
-  const bool interleave = order == RowOrder::interleaved && rotary_dim != 0;
-  std::vector<std::byte> chunk(out_row * static_cast<size_t>(std::min(rows_at_once, view.rows)));
-  for (int64_t first = 0; first < view.rows; first += rows_at_once) {
-    const int64_t n = std::min(rows_at_once, view.rows - first);
-    pool.for_ranges(n, 1, [&](int64_t begin, int64_t end) {
-      std::vector<float> scratch(static_cast<size_t>(view.cols));
-      for (int64_t i = begin; i < end; i++) {
-        const int64_t row = interleave ? deinterleaved_row(first + i, rotary_dim) : first + i;
-        convert_row(tensor.row(row), view.dtype, chunk.data() + static_cast<size_t>(i) * out_row,
-                    dtype, view.cols, scratch);
-      }
-    });
-    sink(std::span(chunk).first(out_row * static_cast<size_t>(n)));
+void stream_rows(int64_t rows, size_t row_bytes, const FillChunk& fill,
+                 const std::function<void(std::span<const std::byte>)>& sink) {
+  const auto fitting = static_cast<int64_t>(kChunkBytes / std::max<size_t>(1, row_bytes));
+  const int64_t at_once = std::clamp<int64_t>(fitting, 1, std::max<int64_t>(1, rows));
+  std::vector<std::byte> chunk(row_bytes * static_cast<size_t>(at_once));
+  for (int64_t first = 0; first < rows; first += at_once) {
+    const int64_t n = std::min(at_once, rows - first);
+    fill(first, n, chunk.data());
+    sink(std::span(chunk).first(row_bytes * static_cast<size_t>(n)));
   }
+}
+
+void convert_rows(const NamedTensor& tensor, const TensorSpec& spec, DType dtype, RowOrder order,
+                  ThreadPool& pool, int64_t first, int64_t n, std::byte* to) {
+  const bool interleave = order == RowOrder::interleaved && spec.rotary_dim != 0;
+  const size_t stride = row_bytes(dtype, spec.cols);
+  pool.for_ranges(n, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(static_cast<size_t>(spec.cols));
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t row = interleave ? deinterleaved_row(first + i, spec.rotary_dim) : first + i;
+      convert_row(tensor.row(row), tensor.view.dtype, to + static_cast<size_t>(i) * stride, dtype,
+                  spec.cols, scratch);
+    }
+  });
 }
 
 void drop_pages(const Checkpoint& checkpoint, const TensorView& view) {

@@ -10,12 +10,21 @@
 
 namespace tinyllama {
 
+// Fills rows [first, first + n) of the output at `to`.
+using FillChunk = std::function<void(int64_t first, int64_t n, std::byte* to)>;
+
+// Makes `rows` rows of `row_bytes` bytes, as many at a time as fit into a few megabytes, and gives
+// them to `sink` in order.
+void stream_rows(int64_t rows, size_t row_bytes, const FillChunk& fill,
+                 const std::function<void(std::span<const std::byte>)>& sink);
+
 enum class RowOrder { hugging_face, interleaved };
 
-// Gives `sink` the bytes of `tensor` as `dtype`, row after row. `rotary_dim` (TensorSpec's) says
-// whether the order of rows matters at all. Rows that already have the type are copied bit for bit.
-void stream_tensor(const NamedTensor& tensor, int64_t rotary_dim, DType dtype, RowOrder order,
-                   ThreadPool& pool, const std::function<void(std::span<const std::byte>)>& sink);
+// Rows [first, first + n) of `tensor` as `dtype`, in the given order, encoded on all threads. Rows
+// that have the type already are copied bit for bit. `spec.rotary_dim` says whether order matters
+// at all.
+void convert_rows(const NamedTensor& tensor, const TensorSpec& spec, DType dtype, RowOrder order,
+                  ThreadPool& pool, int64_t first, int64_t n, std::byte* to);
 
 // Tells the system that a tensor's pages in a mapped file are not needed any more.
 void drop_pages(const Checkpoint& checkpoint, const TensorView& view);

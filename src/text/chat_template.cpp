@@ -185,14 +185,15 @@ std::vector<TokenId> ChatTemplate::encode(const Tokenizer& tokenizer,
   options.untrusted = true;
   std::vector<TokenId> ids;
   if (vocab.add_bos && vocab.bos != kNoToken) ids.push_back(vocab.bos);
+  options.add_dummy_prefix = vocab.add_dummy_prefix;
   for (const Span& span : spans(tokenizer, messages, add_generation_prompt)) {
     if (span.id == kNoToken) {
-      const bool afresh = ids.empty() || ids.back() == vocab.bos || vocab.prefix_after_special;
-      options.add_dummy_prefix = vocab.add_dummy_prefix && afresh;
       tokenizer.encode(span.text, options, scratch, ids);
-    } else if (span.id != vocab.bos || ids.size() != 1 || ids[0] != vocab.bos) {
-      ids.push_back(span.id);
+      continue;
     }
+    const bool repeats_bos = span.id == vocab.bos && ids.size() == 1 && ids[0] == vocab.bos;
+    if (!repeats_bos) ids.push_back(span.id);
+    options.add_dummy_prefix = vocab.add_dummy_prefix && vocab.prefix_after_special;
   }
   return ids;
 }

@@ -39,9 +39,9 @@ struct ChatStops {
 // the rendered template, and so what the models saw in training. Text after a special token starts
 // with the dummy prefix where Vocab::prefix_after_special says so: with TinyLlama's own
 // tokenizer.json ("Prepend") the newline after a Zephyr turn's </s> is the two ids 29871 13, and
-// llama.cpp does the same. Text after bos always starts with it. A conversation starts with bos
-// where Vocab::add_bos says so, as in training and in llama.cpp (apply_chat_template alone leaves
-// it out).
+// llama.cpp does the same. A conversation starts with bos where Vocab::add_bos says so, as in
+// training and in llama.cpp (apply_chat_template alone leaves it out). So encode() gives the ids of
+// render()'s text with special tokens parsed and bos added, if no message contains special tokens.
 class ChatTemplate {
  public:
   ChatTemplate(ChatFormat format);  // NOLINT(google-explicit-constructor): a format is a template

@@ -33,15 +33,17 @@ struct Model {
   std::map<std::string, std::vector<float>> tensors;
 
   const std::vector<float>& operator[](const std::string& name) const { return tensors.at(name); }
-  const std::vector<float>& head() const {
-    return tensors.at(config.tied_embeddings ? "model.embed_tokens.weight" : "lm_head.weight");
+  std::string head() const {
+    return config.tied_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
   }
 };
 
 // Where an engine rounds on purpose; empty functions round nothing.
 struct Rounding {
-  std::function<double(double)> kv = {};  // a key or value as the cache stores it
-  std::function<void(std::span<double>)> linear_input = {};  // one row that enters a product
+  // A key or value as the cache stores it.
+  std::function<double(double)> kv = {};
+  // One row that enters the product with the named weight.
+  std::function<void(const std::string& weight, std::span<double>)> linear_input = {};
 };
 
 struct Layer {
@@ -59,12 +61,14 @@ struct Pass {
   Matrix logits;      // (rows, vocab)
 };
 
-// y[r][i] = sum_j w[i][j] x[r][j]; w (x.cols outputs each).
-inline Matrix linear(const std::vector<float>& w, Matrix x, const Rounding& rounding) {
+// y[r][i] = sum_j w[i][j] x[r][j].
+inline Matrix linear(const Model& model, const std::string& weight, Matrix x,
+                     const Rounding& rounding) {
+  const std::vector<float>& w = model[weight];
   Matrix y(x.rows, static_cast<int64_t>(w.size()) / x.cols);
   for (int64_t r = 0; r < x.rows; r++) {
     double* in = x.row(r);
-    if (rounding.linear_input) rounding.linear_input({in, static_cast<size_t>(x.cols)});
+    if (rounding.linear_input) rounding.linear_input(weight, {in, static_cast<size_t>(x.cols)});
     for (int64_t i = 0; i < y.cols; i++) {
       const float* w_row = w.data() + i * x.cols;
       double sum = 0;
@@ -162,9 +166,9 @@ inline Pass forward(const Model& model, std::span<const int32_t> tokens,
     const std::string attn = name + "self_attn.", mlp = name + "mlp.";
     Layer& l = pass.layers.emplace_back();
     l.attn_norm = rms_norm(x, model[name + "input_layernorm.weight"], c.norm_eps);
-    l.q = linear(model[attn + "q_proj.weight"], l.attn_norm, rounding);
-    l.k = linear(model[attn + "k_proj.weight"], l.attn_norm, rounding);
-    l.v = linear(model[attn + "v_proj.weight"], l.attn_norm, rounding);
+    l.q = linear(model, attn + "q_proj.weight", l.attn_norm, rounding);
+    l.k = linear(model, attn + "k_proj.weight", l.attn_norm, rounding);
+    l.v = linear(model, attn + "v_proj.weight", l.attn_norm, rounding);
     rotate(l.q, rope);
     rotate(l.k, rope);
     if (rounding.kv) {
@@ -172,15 +176,15 @@ inline Pass forward(const Model& model, std::span<const int32_t> tokens,
       for (double& value : l.v.values) value = rounding.kv(value);
     }
     l.attn_out = attention(l.q, l.k, l.v, c);
-    add(x, linear(model[attn + "o_proj.weight"], l.attn_out, rounding));
+    add(x, linear(model, attn + "o_proj.weight", l.attn_out, rounding));
     l.mlp_norm = rms_norm(x, model[name + "post_attention_layernorm.weight"], c.norm_eps);
-    l.gate = linear(model[mlp + "gate_proj.weight"], l.mlp_norm, rounding);
-    l.up = linear(model[mlp + "up_proj.weight"], l.mlp_norm, rounding);
-    add(x, linear(model[mlp + "down_proj.weight"], silu_times(l.gate, l.up), rounding));
+    l.gate = linear(model, mlp + "gate_proj.weight", l.mlp_norm, rounding);
+    l.up = linear(model, mlp + "up_proj.weight", l.mlp_norm, rounding);
+    add(x, linear(model, mlp + "down_proj.weight", silu_times(l.gate, l.up), rounding));
     l.out = x;
   }
   pass.final_norm = rms_norm(x, model["model.norm.weight"], c.norm_eps);
-  pass.logits = linear(model.head(), pass.final_norm, rounding);
+  pass.logits = linear(model, model.head(), pass.final_norm, rounding);
   return pass;
 }
 

@@ -16,6 +16,10 @@ namespace {
 
 constexpr int64_t kNormAlignment = 16;  // floats: every norm starts on a cache line
 
+bool within(const std::byte* p, const std::byte* begin, size_t size) {
+  return p >= begin && p < begin + size;
+}
+
 // Packs tensor after tensor, and gives the pages that were read back to the system.
 class Loader {
  public:
@@ -68,7 +72,7 @@ class Loader {
     if (stored.data != weights_.embed.data) {
       for (const auto& file : checkpoint_.files) {
         const std::byte* begin = file->bytes().data();
-        if (stored.data < begin || stored.data >= begin + file->size()) continue;
+        if (!within(stored.data, begin, file->size())) continue;
         file->drop(static_cast<size_t>(stored.data - begin), stored.bytes());
       }
     }
@@ -84,16 +88,27 @@ class Loader {
   uint64_t done_ = 0, total_ = 0;
 };
 
+// The file or copy that holds `data`; null for memory that is not the checkpoint's own.
+std::shared_ptr<const void> owner_of(const Checkpoint& checkpoint, const std::byte* data) {
+  for (const auto& file : checkpoint.files) {
+    if (within(data, file->bytes().data(), file->size())) return file;
+  }
+  for (const auto& copy : checkpoint.copies) {
+    if (within(data, copy->data(), copy->size())) return copy;
+  }
+  return nullptr;
+}
+
 }  // namespace
 
 Llama::Llama(Backend& backend, const Checkpoint& checkpoint, const Progress& progress)
     : backend_(backend),
       config_(checkpoint.config),
-      rope_(rope_frequencies(config_, config_.context)),
-      files_(checkpoint.files) {
+      rope_(rope_frequencies(config_, config_.context)) {
   Loader load(backend, checkpoint, weights_, progress);
   const std::string embed = "model.embed_tokens.weight";
   weights_.embed = load.tensor(embed);
+  embed_owner_ = owner_of(checkpoint, weights_.embed.data);
   weights_.dtype = load.tensor("model.layers.0.self_attn.q_proj.weight").dtype;
   weights_.bytes = row_bytes(weights_.embed.dtype, config_.hidden);
   for (int64_t i = 0; i < config_.n_layers; i++) {

@@ -35,8 +35,8 @@ struct Weights {
 class Llama {
  public:
   // Packs the checkpoint's tensors for `backend`; pages of the mapped files that were packed are
-  // dropped. `progress` counts bytes. The checkpoint's embedding stays mapped, so the model keeps
-  // its files.
+  // dropped. `progress` counts bytes. The embedding is read in place, so the model keeps the file
+  // it lies in; an embedding in other memory must outlive it.
   Llama(Backend& backend, const Checkpoint& checkpoint, const Progress& progress = nullptr);
 
   const Config& config() const { return config_; }
@@ -53,7 +53,7 @@ class Llama {
   Config config_;
   RopeFrequencies rope_;
   Weights weights_;
-  std::vector<std::shared_ptr<const MappedFile>> files_;
+  std::shared_ptr<const void> embed_owner_;  // what the embedding's bytes lie in
 };
 
 // Buffers of one forward pass, sized for up to `max_rows` rows and `max_logit_rows` rows of logits.

@@ -21,8 +21,11 @@ struct Piece {
   const RopeFrequencies* rope = nullptr;  // null: the model's own
 };
 
-// One step over all of `pieces`; logits of every row, run after run.
-inline Logits step(const Llama& model, KvCache& cache, std::span<const Piece> pieces) {
+enum class Rows { all, last };
+
+// One step over all of `pieces`; logits of every row, or of each piece's last, piece after piece.
+inline Logits step(const Llama& model, KvCache& cache, std::span<const Piece> pieces,
+                   Rows wanted = Rows::all) {
   Batch batch;
   for (const Piece& piece : pieces) {
     const auto n = static_cast<int64_t>(piece.tokens.size());
@@ -35,14 +38,19 @@ inline Logits step(const Llama& model, KvCache& cache, std::span<const Piece> pi
     batch.segments.push_back(segment);
     batch.tokens.insert(batch.tokens.end(), piece.tokens.begin(), piece.tokens.end());
   }
-  const int64_t rows = batch.rows();
-  for (int64_t r = 0; r < rows; r++) batch.logit_rows.push_back(static_cast<int32_t>(r));
+  for (const Segment& segment : batch.segments) {
+    const int64_t end = segment.first_row + segment.n_rows;
+    for (int64_t r = wanted == Rows::all ? segment.first_row : end - 1; r < end; r++) {
+      batch.logit_rows.push_back(static_cast<int32_t>(r));
+    }
+  }
 
-  Activations activations(model.backend(), model.config(), rows, rows);
+  const auto n_logits = static_cast<int64_t>(batch.logit_rows.size());
+  Activations activations(model.backend(), model.config(), batch.rows(), n_logits);
   forward(model, batch, cache, activations);
   for (const Piece& piece : pieces)
     piece.sequence->advance(static_cast<int64_t>(piece.tokens.size()));
-  const Tensor logits = activations.logits(rows);
+  const Tensor logits = activations.logits(n_logits);
   Logits result(static_cast<size_t>(logits.elements()));
   model.backend().copy_to_host(logits.data, reinterpret_cast<std::byte*>(result.data()),
                                logits.bytes());
@@ -85,13 +93,14 @@ inline std::span<const float> last_row(const Logits& logits, int64_t vocab) {
 
 inline std::vector<int32_t> greedy(const Llama& model, DType kv, std::span<const int32_t> prompt,
                                    int64_t n) {
+  const int64_t vocab = model.config().vocab_size;
   const auto total = static_cast<int64_t>(prompt.size()) + n;
   KvCache cache(model.backend(), model.config(), kv, KvCache::blocks_for(total));
   KvSequence sequence(cache);
   std::vector<int32_t> tokens;
   Logits logits = step(model, cache, sequence, prompt);
   while (static_cast<int64_t>(tokens.size()) < n) {
-    tokens.push_back(static_cast<int32_t>(argmax(last_row(logits, model.config().vocab_size))));
+    tokens.push_back(static_cast<int32_t>(argmax(last_row(logits, vocab))));
     logits = step(model, cache, sequence, {&tokens.back(), 1});
   }
   return tokens;

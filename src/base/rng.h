@@ -30,9 +30,10 @@ constexpr uint64_t hash_key(uint64_t first, Rest... rest) {
   return hash;
 }
 
-// Uniform in (0, 1), never an end: the top 53 bits, centred.
+// Uniform in (0, 1), never an end: the top 52 bits, centred, so that every value is exact.
 constexpr double uniform_open(uint64_t bits) {
-  return (static_cast<double>(bits >> 11) + 0.5) * 0x1.0p-53;
+  return (static_cast<double>(bits >> 12) + 0.5) * 0x1.0p-52;
 }
+static_assert(uniform_open(~uint64_t{0}) < 1.0 && uniform_open(0) > 0.0);
 
 }  // namespace tinyllama

@@ -255,6 +255,8 @@ TEST(Encode, RunsOfUnknownCharactersAreOneUnknownToken) {
   const Tokenizer tokenizer(small_vocab({" ", "a"}, false));
   EXPECT_EQ(split(tokenizer, "zzza\xE4\xB8\xADz a"),
             (Pieces{kSpace, "<unk>", "a", "<unk>", kSpace, "a"}));
+  const Tokenizer joined(small_vocab({" ", "a", "zyq"}, false));  // "zy" is one word for the merges
+  EXPECT_EQ(split(joined, "zya"), (Pieces{kSpace, "<unk>", "a"}));
   Vocab without = small_vocab({" ", "a"}, false);
   without.pieces[0].type = PieceType::normal;
   without.unk = kNoToken;

@@ -33,7 +33,7 @@ struct Tokenizer::Impl {
   // Encodes text in which no control token is looked for, and appends. `prefix`: starts with a
   // space.
   void encode_plain(std::string_view text, bool prefix, bool untrusted, EncodeScratch::State& state,
-                    std::vector<TokenId>& ids) const;
+                    std::vector<TokenId>& out) const;
 
   Vocab vocab;
   BpeModel bpe;

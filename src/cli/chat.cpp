@@ -236,7 +236,7 @@ class Chat {
   // short.
   void answer() {
     const EngineStats before = engine_.stats();
-    std::string text;
+    std::string text, error;
     FinishReason finish = FinishReason::none;
     bool at_start = template_.answer_starts_with_space();
     const RequestId id = engine_.submit(request(), [&](const StreamEvent& event) {
@@ -244,6 +244,7 @@ class Chat {
       if (at_start && piece.starts_with(' ')) piece.remove_prefix(1);
       if (!event.text.empty()) at_start = false;
       finish = event.finish;
+      error = event.error;
       text += piece;
       out_.write(piece);
       out_.flush();
@@ -255,6 +256,7 @@ class Chat {
     }
     if (InterruptGuard::terminated()) throw Interrupted("terminated");
     InterruptGuard::reset();
+    if (!error.empty()) fail(error);
     out_.write(text.ends_with('\n') ? "" : "\n");
     messages_.push_back({"assistant", text});
     if (!quiet_) note_answer(before, finish);

@@ -94,14 +94,14 @@ void InterruptGuard::check() {
   if (interrupted()) throw Interrupted("interrupted");
 }
 
-ProgressBar::ProgressBar() = default;
-ProgressBar::~ProgressBar() {
-  clear();
-}
-
 void ProgressBar::clear() {
   if (on_screen_) fmt::print(stderr, "\r\x1b[K");
   on_screen_ = false;
+}
+
+std::string ProgressBar::amount(double n) const {
+  return unit_ == Unit::bytes ? human_bytes(static_cast<uint64_t>(n))
+                              : fmt::format("{:.0f} tokens", n);
 }
 
 void ProgressBar::update(std::string_view what, uint64_t done, uint64_t total) {
@@ -113,15 +113,15 @@ void ProgressBar::update(std::string_view what, uint64_t done, uint64_t total) {
   drawn_ = now;
   const double fraction = total == 0 ? 1 : static_cast<double>(done) / static_cast<double>(total);
   if (!terminal) {
-    note(fmt::format("{}: {:.0f} % of {}", what, 100 * fraction, human_bytes(total)));
+    note(fmt::format("{}: {:.0f} % of {}", what, 100 * fraction,
+                     amount(static_cast<double>(total))));
     return;
   }
   constexpr int kWidth = 30;
   const int filled = static_cast<int>(fraction * kWidth);
   const double seconds = std::chrono::duration<double>(now - start_).count();
   fmt::print(stderr, "\r\x1b[K[{:=<{}}{: <{}}] {:3.0f} %  {}/s  {}", "", filled, "",
-             kWidth - filled, 100 * fraction,
-             human_bytes(static_cast<uint64_t>(static_cast<double>(done) / seconds)), what);
+             kWidth - filled, 100 * fraction, amount(static_cast<double>(done) / seconds), what);
   std::fflush(stderr);
   on_screen_ = true;
 }

@@ -66,8 +66,9 @@ class InterruptGuard {
 // stopped.
 class ProgressBar {
  public:
-  ProgressBar();
-  ~ProgressBar();
+  enum class Unit { bytes, tokens };
+  explicit ProgressBar(Unit unit = Unit::bytes) : unit_(unit) {}
+  ~ProgressBar() { clear(); }
   ProgressBar(const ProgressBar&) = delete;
   ProgressBar& operator=(const ProgressBar&) = delete;
 
@@ -80,7 +81,9 @@ class ProgressBar {
  private:
   using Clock = std::chrono::steady_clock;
   void clear();
+  std::string amount(double n) const;
 
+  Unit unit_;
   Clock::time_point start_ = Clock::now(), drawn_ = start_;
   std::string what_;
   bool on_screen_ = false;

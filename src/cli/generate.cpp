@@ -174,6 +174,7 @@ std::vector<Answer> run_request(const Request& request, Engine& engine, bool str
     }
     answer.text += event.text;
     answer.finish = event.finish;
+    if (!event.error.empty()) fail(event.error);
     if (!stream || event.text.empty()) return;
     out.write(event.text);
     out.flush();

@@ -51,6 +51,15 @@ void fill_normal(uint64_t key, int64_t first, std::span<float> to, double deviat
   }
 }
 
+template <class T>
+void set_source(T& tensor, std::function<void(int64_t, float*)> source) {
+  if constexpr (requires { tensor.generate; }) {
+    tensor.generate = std::move(source);
+  } else {
+    fail("[init] tensors cannot be generated");
+  }
+}
+
 // A checkpoint whose tensors are computed row by row as they are written.
 Checkpoint random_checkpoint(const InitOptions& o) {
   Checkpoint checkpoint;
@@ -66,14 +75,14 @@ Checkpoint random_checkpoint(const InitOptions& o) {
     tensor.view = TensorView(nullptr, DType::f32, spec.rows, spec.cols);
     const uint64_t key = hash_key(o.seed, fnv1a64(spec.name));
     const double deviation = weight_deviation(spec, checkpoint.config);
-    tensor.generate = [=](int64_t row, float* to) {
+    set_source(tensor, [=](int64_t row, float* to) {
       const std::span<float> values(to, static_cast<size_t>(spec.cols));
       if (spec.is_norm) {
         std::fill(values.begin(), values.end(), 1.0F);
       } else {
         fill_normal(key, row * spec.cols, values, deviation);
       }
-    };
+    });
   }
   return checkpoint;
 }

@@ -60,6 +60,11 @@ const Command& find_command(const std::string& name) {
                                name, near.empty() ? "" : fmt::format(", did you mean {}?", near)));
 }
 
+bool is_command(const std::string& name) {
+  return std::any_of(std::begin(kCommands), std::end(kCommands),
+                     [&](const Command& command) { return name == command.name; });
+}
+
 void run(const std::vector<std::string>& arguments, Output& out) {
   const std::string& first = arguments.front();
   if (first == "-h" || first == "--help" || first == "help") return out.write(help());
@@ -89,7 +94,7 @@ int main_checked(const std::vector<std::string>& arguments) {
   } catch (const OutputClosed&) {
     return 0;  // `| head` has seen enough
   } catch (const UsageError& error) {
-    const bool named = !arguments.empty() && !arguments.front().starts_with("-");
+    const bool named = !arguments.empty() && is_command(arguments.front());
     fmt::print(stderr, "tinyllama: {}\n", error.what());
     if (arguments.empty()) {
       fmt::print(stderr, "\n{}", help());

@@ -12,6 +12,8 @@
 namespace tinyllama::cli {
 namespace {
 
+constexpr size_t kWidth = 100, kHelpColumn = 28;  // of --help, in characters
+
 // Levenshtein's distance, in bytes.
 size_t edit_distance(std::string_view a, std::string_view b) {
   std::vector<size_t> row(b.size() + 1);
@@ -26,10 +28,6 @@ size_t edit_distance(std::string_view a, std::string_view b) {
     }
   }
   return row[b.size()];
-}
-
-bool is_number(const std::string& type) {
-  return type == "N" || type == "X";
 }
 
 std::string range_text(const Option& option) {
@@ -57,14 +55,57 @@ std::string check_choice(const std::string& text, const Option& option) {
                      near.empty() ? "" : fmt::format(" (did you mean {}?)", near));
 }
 
+// Appends `text` broken into lines of at most kWidth characters, each after `indent` spaces; the
+// first line starts where `to` ends.
+void append_wrapped(std::string& to, std::string_view text, size_t indent) {
+  size_t column = indent;
+  while (!text.empty()) {
+    const size_t end = std::min(text.find(' '), text.size());
+    if (column > indent && column + 1 + end > kWidth) {
+      to += '\n' + std::string(indent, ' ');
+      column = indent;
+    }
+    if (column > indent) to += ' ';
+    to += text.substr(0, end);
+    column += end + (column > indent ? 1 : 0);
+    text.remove_prefix(std::min(end + 1, text.size()));
+  }
+}
+
+// A default worth telling; empty when there is none.
+template <class Value>
+std::string default_text(const Value& value) {
+  if constexpr (requires { value.has_value(); } ||
+                std::is_same_v<Value, std::vector<std::string>>) {
+    return "";
+  } else {
+    return fmt::format("{}", value);
+  }
+}
+
+// How the usage line shows an option that may be given by position: "IN", "[MODEL]"; else empty.
+std::string positional_text(const Option& option) {
+  if (option.flags.starts_with('-')) return "";
+  const std::string name = option.flags.substr(0, option.flags.find(','));
+  return option.required ? name : "[" + name + "]";
+}
+
+// "IN", "-m,--model PATH": how an option is written.
+std::string usage_text(const Option& option, const std::string& placeholder) {
+  if (option.flags.find('-') == std::string::npos) return option.flags;
+  const bool also_positional = !option.flags.starts_with('-');
+  const std::string flags =
+      also_positional ? option.flags.substr(option.flags.find(',') + 1) : option.flags;
+  return placeholder.empty() ? flags : flags + " " + placeholder;
+}
+
 }  // namespace
 
 struct Options::Parser {
   CLI::App app;
-  Parser(const std::string& summary, const std::string& name) : app(summary, name) {}
 
   std::vector<std::string> flags() const {
-    std::vector<std::string> names;
+    std::vector<std::string> names = {"--help"};
     for (const CLI::Option* option : app.get_options()) {
       for (const std::string& name : option->get_lnames()) names.push_back("--" + name);
       for (const std::string& name : option->get_snames()) names.push_back("-" + name);
@@ -74,26 +115,33 @@ struct Options::Parser {
 };
 
 Options::Options(std::string name, std::string summary)
-    : parser_(std::make_unique<Parser>(summary, "tinyllama " + name)) {
-  parser_->app.option_defaults()->always_capture_default();
-  parser_->app.set_help_flag("-h,--help", "Show this and leave");
-  parser_->app.get_formatter()->column_width(34);
+    : parser_(std::make_unique<Parser>()), name_(std::move(name)), summary_(std::move(summary)) {
+  parser_->app.set_help_flag();  // main() looks for it
 }
 
 Options::~Options() = default;
 
 template <class Value>
 void Options::declare(Value& value, const Option& option, std::string_view type) {
-  CLI::Option* declared = parser_->app.add_option(option.flags, value, option.help);
-  const std::string placeholder =
-      option.placeholder.empty() ? std::string(type) : option.placeholder;
-  declared->type_name(placeholder)->group(group_)->required(option.required);
+  CLI::Option* declared = parser_->app.add_option(option.flags, value);
+  declared->required(option.required);
+  std::string placeholder = option.placeholder.empty() ? std::string(type) : option.placeholder;
   if (!option.choices.empty()) {
-    declared->type_name(fmt::format("{}", fmt::join(option.choices, "|")));
+    placeholder =
+        option.choices.size() > 6 ? "NAME" : fmt::format("{}", fmt::join(option.choices, "|"));
     declared->check([option](const std::string& text) { return check_choice(text, option); }, "");
-  } else if (is_number(std::string(type))) {
+  } else if (type == "N" || type == "X") {
     declared->check([option](const std::string& text) { return check_number(text, option); }, "");
   }
+  std::string help = option.help;
+  if (placeholder == "NAME") help += fmt::format(": {}", fmt::join(option.choices, ", "));
+  const std::string initial = default_text(value);
+  if (option.required) {
+    help += " (required)";
+  } else if (!initial.empty()) {
+    help += fmt::format(" (default {})", initial);
+  }
+  lines_.push_back({group_, usage_text(option, placeholder), help, positional_text(option)});
 }
 
 void Options::add(std::string& value, const Option& o) {
@@ -122,13 +170,13 @@ void Options::add(std::optional<double>& value, const Option& o) {
 }
 
 void Options::add(bool& value, const Option& option) {
-  parser_->app.add_flag(option.flags, value, option.help)->group(group_);
+  parser_->app.add_flag(option.flags, value);
+  lines_.push_back({group_, option.flags, option.help, ""});
 }
 
 void Options::add(std::vector<std::string>& values, const Option& option) {
   declare(values, option, "TEXT");
-  CLI::Option* declared = parser_->app.get_options().back();
-  declared->expected(1)->take_all();
+  parser_->app.get_options().back()->expected(1)->take_all();
 }
 
 void Options::example(std::string_view command, std::string_view effect) {
@@ -153,8 +201,23 @@ void Options::parse(const std::vector<std::string>& arguments) {
 }
 
 std::string Options::help() const {
-  std::string text = parser_->app.help();
-  if (!examples_.empty()) text += "Examples:\n" + examples_;
+  std::string positional;
+  for (const Line& line : lines_)
+    positional += line.positional.empty() ? "" : " " + line.positional;
+  std::string text =
+      fmt::format("{}.\n\nUsage: tinyllama {}{} [options]\n", summary_, name_, positional);
+  std::string group;
+  for (const Line& line : lines_) {
+    if (line.group != group) text += fmt::format("\n{}:\n", line.group);
+    group = line.group;
+    text += fmt::format("  {:<{}}", line.left, kHelpColumn - 3);
+    // A long left side stands alone.
+    text += line.left.size() > kHelpColumn - 3 ? "\n" + std::string(kHelpColumn, ' ') : " ";
+    append_wrapped(text, line.right, kHelpColumn);
+    text += '\n';
+  }
+  text += fmt::format("\n  {:<{}} Show this and leave\n", "-h,--help", kHelpColumn - 3);
+  if (!examples_.empty()) text += "\nExamples:\n" + examples_;
   return text;
 }
 

@@ -64,8 +64,14 @@ class Options {
   template <class Value>
   void declare(Value& value, const Option& option, std::string_view type);
 
+  struct Line {  // of --help
+    std::string group, left, right, positional;
+  };
+
   std::unique_ptr<Parser> parser_;
+  std::string name_, summary_;
   std::string group_ = "Options", examples_;
+  std::vector<Line> lines_;
 };
 
 // The candidate that a mistyped word most likely means; empty when none is near.

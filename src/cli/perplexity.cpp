@@ -28,7 +28,7 @@ void run(const PerplexityOptions& o, Output& out) {
   const Stopwatch watch;
   PerplexityResult result;
   {
-    ProgressBar bar;
+    ProgressBar bar(ProgressBar::Unit::tokens);
     result = tinyllama::perplexity(
         *model.llama, ids, window, bos, o.model.kv().value_or(model.llama->default_kv_type()),
         [&](const PerplexityResult& so_far) {

@@ -274,6 +274,28 @@ TEST(Engine, StopStringsEndTheTextBeforeThem) {
   EXPECT_EQ(got.finish, FinishReason::length);
 }
 
+TEST(Engine, TextContinuesThePrompt) {
+  World& w = world();
+  Engine engine(w.model, &w.tokenizer);
+  Request r = request(10, 4, 3, 0);
+  r.sampling.logit_bias = {{*w.tokenizer.id_of("\u2581the"), 100.0f}};
+  EXPECT_EQ(generate(engine, r)[0].text, " the the the");
+}
+
+TEST(Engine, AnUnfinishedCharacterIsShownAtTheEnd) {
+  World& w = world();
+  Engine engine(w.model, &w.tokenizer);
+  Request r = request(10, 4, 1, 0);
+  r.sampling.logit_bias = {{0xC3 + 3, 100.0f}};
+  Completion got = generate(engine, r)[0];
+  EXPECT_EQ(got.text, kReplacementUtf8);
+  EXPECT_EQ(got.finish, FinishReason::length);
+  r.stop = {std::string(kReplacementUtf8)};
+  got = generate(engine, r)[0];
+  EXPECT_EQ(got.text, "");
+  EXPECT_EQ(got.finish, FinishReason::stop);
+}
+
 TEST(Engine, TheContextsEndIsALength) {
   World& w = world();
   Engine engine(w.model, nullptr);
@@ -393,6 +415,35 @@ TEST(Engine, AFullCacheMakesRequestsWait) {
                                                  w.model.default_kv_type())));
 }
 
+// Two samples of which one ends early: what it had is enough for the next request.
+TEST(Engine, ASampleThatEndsMakesRoom) {
+  World& w = world();
+  Engine engine(w.model, nullptr, {.cache_positions = 4 * kKvBlock});
+  Request two = request(10, 1, 100);  // two blocks a sample
+  two.n = 2;
+  const std::vector<TokenId> first = ids(alone(w.model, two, 0, 5, w.model.default_kv_type()));
+  two.stop_tokens = {first[4]};
+  const auto second = ids(alone(w.model, two, 1, 100, w.model.default_kv_type()));
+  ASSERT_EQ(std::count(second.begin(), second.begin() + 50, first[4]), 0) << "choose another seed";
+  Heard heard(2), next;
+  engine.submit(two, heard.listen());
+  engine.submit(request(10, 2, 100), next.listen());
+  for (int i = 0; i < 20; i++) engine.step();
+  EXPECT_EQ(heard.finish[0], FinishReason::stop);
+  EXPECT_EQ(heard.finish[1], FinishReason::none);
+  EXPECT_GT(next.tokens[0].size(), 5u);
+}
+
+// More sequences than rows in a step: all get on at the same pace.
+TEST(Engine, StepsAreSharedFairly) {
+  World& w = world();
+  Engine engine(w.model, nullptr, {.cache_positions = 1024, .rows_per_step = 3});
+  std::vector<Heard> heard(7);
+  for (size_t i = 0; i < 7; i++) engine.submit(request(1, i, 60), heard[i].listen());
+  for (int i = 0; i < 70; i++) engine.step();
+  for (const Heard& h : heard) EXPECT_EQ(h.tokens[0].size(), 30u);
+}
+
 TEST(Engine, ThePoolGrowsForARequestThatNeedsIt) {
   World& w = world();
   Engine engine(w.model, nullptr, {.context = 100});
@@ -459,6 +510,31 @@ TEST(Engine, EventsMaySubmitAndCancel) {
   EXPECT_EQ(second.tokens[0].size(), 10u);
   EXPECT_EQ(victim.finish[0], FinishReason::cancelled);
   EXPECT_LT(victim.tokens[0].size(), 4u);
+}
+
+// The samples of a cancelled request fall silent at once, also in the step that runs.
+TEST(Engine, ACancelledRequestHearsOnlyItsEnd) {
+  World& w = world();
+  Engine engine(w.model, nullptr);
+  Request r = request(10, 1, 20);
+  r.n = 4;
+  int tokens = 0, ends = 0;
+  RequestId id = 0;
+  id = engine.submit(r, [&](const StreamEvent& e) {
+    (e.token ? tokens : ends)++;
+    if (tokens == 6) engine.cancel(id);
+  });
+  run(engine);
+  EXPECT_EQ(tokens, 6);
+  EXPECT_EQ(ends, 4);
+  r.max_tokens = 0;
+  id = engine.submit(r, [&](const StreamEvent& e) {
+    EXPECT_EQ(e.finish, FinishReason::length);
+    ends++;
+    engine.cancel(id);
+  });
+  run(engine);
+  EXPECT_EQ(ends, 8);
 }
 
 TEST(Engine, ACallbackThatThrowsEndsItsRequestOnly) {
@@ -548,7 +624,7 @@ TEST(Perplexity, MatchesTheLogits) {
   World& w = world();
   const std::vector<TokenId> text = random_tokens(500, kVocab, 3);
   for (const TokenId bos : {kNoToken, TokenId{1}}) {
-    for (const int64_t window : {2, 50, 200, 256, 600}) {
+    for (const int64_t window : {2, 50, 200, 256, 499, 600}) {
       double want = 0;
       int64_t targets = 0;
       const size_t step = static_cast<size_t>(window) - (bos == kNoToken ? 0 : 1);

@@ -269,6 +269,19 @@ TEST(Sampler, TiesGoToTheLowestId) {
   EXPECT_EQ(sampler.sample(logits, greedy, {}, {}).token, 3);  // -0 equals 0
 }
 
+// At a temperature so low that noise vanishes in the rounding of the scores, all are equal; and
+// top-p leaves the candidates in disorder.
+TEST(Sampler, EqualScoresGoToTheLowestId) {
+  const std::vector<float> logits(3000, 1.0f);
+  Sampler sampler(3000);
+  for (const double top_p : {1.0, 0.9, 0.3}) {
+    const SamplerParams params{.temperature = 1e-20, .top_p = top_p};
+    const auto p = sampler.distribution(logits, params, {});
+    const auto first = std::find_if(p.begin(), p.end(), [](double x) { return x > 0; });
+    EXPECT_EQ(sampler.sample(logits, params, {}, {1, 2, 3}).token, first - p.begin());
+  }
+}
+
 TEST(Sampler, IsAPureFunction) {
   const std::vector<float> logits = random_logits(3000, 1), other = random_logits(3000, 2);
   const std::vector<TokenId> history = random_tokens(50, 3000, 1);

@@ -385,7 +385,7 @@ TokenId Sampler::draw_all(std::span<const float> logits, double inverse_temperat
     uint64_t bits[kScanBlock];
     hash_block(noise, begin, bits);
     for (size_t i = 0; i < n; i++) {
-      if (bits[i] < least || logits[begin + i] == kMinusInfinity) continue;
+      if (bits[i] < least) continue;
       best.offer(
           static_cast<double>(logits[begin + i]) * inverse_temperature + gumbel_of_bits(bits[i]),
           static_cast<TokenId>(begin + i));

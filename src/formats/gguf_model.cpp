@@ -169,6 +169,24 @@ void add_tensor(const Gguf& file, const GgufTensor& from, Checkpoint& into) {
     fail(fmt::format("[load] {}: two tensors are called {}", file.where, name));
 }
 
+GenerationDefaults read_sampling(const Gguf& file) {
+  GenerationDefaults defaults;
+  const auto bounded = [&](const char* key, double low, double high) {
+    const auto value = file.number(key);
+    if (value && !(*value >= low && *value <= high))
+      fail(fmt::format("[load] {}: {} must be in [{}, {}], got {}", file.where, key, low, high,
+                       *value));
+    return value;
+  };
+  defaults.temperature = bounded("general.sampling.temp", 0, 1e6);
+  defaults.top_p = bounded("general.sampling.top_p", 0, 1);
+  defaults.repetition_penalty = bounded("general.sampling.penalty_repeat", 1e-6, 1e6);
+  if (const auto top_k = file.integer("general.sampling.top_k");
+      top_k && *top_k >= 0 && *top_k <= INT32_MAX)
+    defaults.top_k = static_cast<int>(*top_k);
+  return defaults;
+}
+
 // A head that equals the embeddings bit for bit is the same tensor written twice.
 void tie_equal_head(Checkpoint& checkpoint) {
   const NamedTensor* head = checkpoint.find("lm_head.weight");
@@ -268,6 +286,7 @@ Checkpoint checkpoint_of_gguf(const Gguf& file) {
   result.format = fmt::format("GGUF v{}", file.version);
   result.name = file.text("general.name").value_or("");
   result.config = read_config(file);
+  result.generation = read_sampling(file);
   for (const auto& [name, tensor] : file.tensors) {
     if (name != kRopeFreqs) add_tensor(file, tensor, result);
   }

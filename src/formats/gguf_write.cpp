@@ -71,6 +71,18 @@ void add_general(GgufHeader& header, const Checkpoint& from, const std::vector<S
   if (quantized) header.add("general.quantization_version", uint32_t{2});
 }
 
+// generation_config.json, in the keys llama.cpp has for it.
+void add_sampling(GgufHeader& header, const GenerationDefaults& generation) {
+  const auto add = [&](const char* key, const std::optional<double>& value) {
+    if (value) header.add(key, static_cast<float>(*value));
+  };
+  add("general.sampling.temp", generation.temperature);
+  add("general.sampling.top_p", generation.top_p);
+  add("general.sampling.penalty_repeat", generation.repetition_penalty);
+  if (generation.top_k)
+    header.add("general.sampling.top_k", static_cast<uint32_t>(*generation.top_k));
+}
+
 void add_hyperparameters(GgufHeader& header, const Config& config) {
   const auto add = [&](const char* key, int64_t value) {
     header.add(key, static_cast<uint32_t>(value));
@@ -169,6 +181,7 @@ void write_gguf(const Checkpoint& from, const std::string& path, const DTypeChoi
 
   GgufHeader header;
   add_general(header, from, tensors);
+  add_sampling(header, from.generation);
   add_hyperparameters(header, from.config);
   add_scaling(header, from.config.rope_scaling);
   add_tokenizer(header, from);

@@ -21,7 +21,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr uint64_t kMaxShard = 5'000'000'000;  // bytes; transformers' default
 constexpr size_t kMaxShards = 1000;
 constexpr const char* kIndex = "model.safetensors.index.json";
 
@@ -168,12 +167,13 @@ void write_text(const std::string& path, std::string_view text) {
 
 // Tensors in order, cut into shards as transformers does: a tensor that would overfill a shard
 // starts the next one.
-std::vector<std::vector<TensorSpec>> cut_shards(const Config& config, DType dtype) {
+std::vector<std::vector<TensorSpec>> cut_shards(const Config& config, DType dtype,
+                                                uint64_t max_shard) {
   std::vector<std::vector<TensorSpec>> shards(1);
   uint64_t size = 0;
   for (const TensorSpec& spec : tensor_specs(config)) {
     const uint64_t bytes = static_cast<uint64_t>(spec.rows) * row_bytes(dtype, spec.cols);
-    if (!shards.back().empty() && size + bytes > kMaxShard) {
+    if (!shards.back().empty() && size + bytes > max_shard) {
       shards.emplace_back();
       size = 0;
     }
@@ -188,6 +188,7 @@ struct FolderWriter {
   const FillRows& fill;
   DType dtype;
   const Progress& progress;
+  uint64_t max_shard;
   uint64_t total = 0, done = 0;
 
   SafetensorsItem item(const TensorSpec& spec) {
@@ -212,7 +213,7 @@ struct FolderWriter {
   }
 
   void write_weights(const std::string& folder) {
-    const auto shards = cut_shards(config, dtype);
+    const auto shards = cut_shards(config, dtype, max_shard);
     for (const auto& shard : shards) {
       for (const TensorSpec& spec : shard)
         total += static_cast<uint64_t>(spec.rows) * row_bytes(dtype, spec.cols);
@@ -232,7 +233,7 @@ struct FolderWriter {
 }  // namespace
 
 void write_hf_folder(const Checkpoint& from, const FillRows& fill, const std::string& path,
-                     DType dtype, const Progress& progress) {
+                     DType dtype, const Progress& progress, uint64_t max_shard) {
   validate(from.config, path);
   if (traits(dtype).safetensors_name.empty())
     fail(fmt::format(
@@ -241,7 +242,7 @@ void write_hf_folder(const Checkpoint& from, const FillRows& fill, const std::st
         path, traits(dtype).name));
   AtomicFolder folder(path);
   const Vocab* vocab = from.vocab ? &*from.vocab : nullptr;
-  FolderWriter{from.config, fill, dtype, progress}.write_weights(folder.path());
+  FolderWriter{from.config, fill, dtype, progress, max_shard}.write_weights(folder.path());
   write_text(folder.path() + "/config.json", make_hf_config(from.config, vocab, dtype));
   write_text(folder.path() + "/generation_config.json",
              make_generation_config(from.generation, vocab));
@@ -255,6 +256,11 @@ void write_hf_folder(const Checkpoint& from, const FillRows& fill, const std::st
     write_text(folder.path() + "/special_tokens_map.json", make_special_tokens_map(*vocab));
   }
   folder.commit();
+}
+
+void write_hf_folder(const Checkpoint& from, const FillRows& fill, const std::string& path,
+                     DType dtype, const Progress& progress) {
+  write_hf_folder(from, fill, path, dtype, progress, kMaxShard);
 }
 
 void write_hf_folder(const Checkpoint& from, const std::string& path, DType dtype, ThreadPool& pool,

@@ -15,4 +15,11 @@ Checkpoint open_hf_folder(const std::string& folder, const std::string& weights)
 // (0: unknown) tells whether tokens are missing that only tokenizer.json defines.
 std::optional<Vocab> open_hf_vocab(const std::string& folder, int64_t vocab_size);
 
+// What transformers puts into one weight file at most, in bytes.
+inline constexpr uint64_t kMaxShard = 5'000'000'000;
+
+// write_hf_folder() with another size of shards.
+void write_hf_folder(const Checkpoint& from, const FillRows& fill, const std::string& path,
+                     DType dtype, const Progress& progress, uint64_t max_shard);
+
 }  // namespace tinyllama

@@ -6,6 +6,9 @@ target_compile_options(tinyllama_options INTERFACE -Wall -Wextra -Wpedantic -Wsh
                                                    -Wimplicit-fallthrough -Wundef
                                                    # GCC's -Wextra has it, and warns of {.a = 1} too
                                                    -Wno-missing-field-initializers)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  target_compile_options(tinyllama_options INTERFACE -Wno-restrict)  # warns of std::string's own + (GCC bug 105651)
+endif()
 if(TINYLLAMA_WERROR)
   target_compile_options(tinyllama_options INTERFACE -Werror)
 endif()

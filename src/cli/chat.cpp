@@ -167,7 +167,7 @@ class Chat {
   void restart(const std::string& system) {
     system_ = system;
     messages_.clear();
-    first_ = 0;
+    first_ = context_used_ = 0;
     if (!system.empty()) messages_.push_back({"system", system});
   }
 
@@ -236,13 +236,16 @@ class Chat {
   // short.
   void answer() {
     const EngineStats before = engine_.stats();
+    const Request asked = request();
+    context_used_ = std::ssize(asked.prompt);
     std::string text, error;
     FinishReason finish = FinishReason::none;
     bool at_start = template_.answer_starts_with_space();
-    const RequestId id = engine_.submit(request(), [&](const StreamEvent& event) {
+    const RequestId id = engine_.submit(asked, [&](const StreamEvent& event) {
       std::string_view piece = event.text;
       if (at_start && piece.starts_with(' ')) piece.remove_prefix(1);
       if (!event.text.empty()) at_start = false;
+      if (event.token) context_used_++;
       finish = event.finish;
       error = event.error;
       text += piece;
@@ -295,7 +298,7 @@ class Chat {
     const EngineStats& s = engine_.stats();
     out_.print("{} ({}) on {}\n", model_.checkpoint.path, model_.checkpoint.format,
                model_.backend->name());
-    out_.print("context {} of {} positions\n", prompt().size(), engine_.context());
+    out_.print("context {} of {} positions\n", context_used_, engine_.context());
     out_.print("prompt {} tokens, {:.1f} tokens/s; answers {} tokens, {:.1f} tokens/s\n",
                s.prompt_tokens, rate(s.prompt_tokens, s.prompt_seconds), s.generated_tokens,
                rate(s.generated_tokens, s.generate_seconds));
@@ -310,6 +313,7 @@ class Chat {
   std::string system_;
   std::vector<ChatMessage> messages_;  // all of them; the system prompt first when there is one
   std::ptrdiff_t first_ = 0;           // messages after the system prompt that no longer fit
+  int64_t context_used_ = 0;           // positions that the last prompt and answer take
   bool quiet_ = false, leaving_ = false;
 };
 

@@ -1,6 +1,8 @@
 // Streams and signals of the process, see console.h.
 #include "cli/console.h"
 
+#include <fcntl.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <array>
@@ -20,9 +22,15 @@ constexpr size_t kBuffer = size_t{1} << 16;
 // The globals that signals force on us.
 std::atomic<int> interrupts{0}, patience{2};
 std::atomic<bool> term_seen{false};
+// The handler writes into this pipe: any thread may be the one that is interrupted, but only the
+// one that polls must wake.
+std::atomic<int> wake_read{-1}, wake_write{-1};
 
 extern "C" void on_interrupt(int signal_number) {
+  const int before = errno;
   if (signal_number == SIGTERM) term_seen = true;
+  [[maybe_unused]] const ssize_t n = ::write(wake_write, "", 1);
+  errno = before;
   if (interrupts.fetch_add(1) + 1 >= patience) ::_exit(130);
 }
 
@@ -69,6 +77,11 @@ void note(std::string_view text) {
 
 InterruptGuard::InterruptGuard() {
   interrupts = 0;
+  int ends[2] = {-1, -1};
+  if (::pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0)
+    fail(fmt::format("[start] pipe: {}", std::strerror(errno)));
+  wake_read = ends[0];
+  wake_write = ends[1];
   handle(SIGINT, on_interrupt);
   handle(SIGTERM, on_interrupt);
 }
@@ -76,6 +89,8 @@ InterruptGuard::InterruptGuard() {
 InterruptGuard::~InterruptGuard() {
   handle(SIGINT, SIG_DFL);
   handle(SIGTERM, SIG_DFL);
+  ::close(wake_write.exchange(-1));
+  ::close(wake_read.exchange(-1));
 }
 
 void InterruptGuard::set_patience(int signals) {
@@ -88,7 +103,18 @@ bool InterruptGuard::terminated() {
   return term_seen;
 }
 void InterruptGuard::reset() {
+  char drained[64];
+  while (::read(wake_read, drained, sizeof drained) > 0) {
+  }
   interrupts = term_seen ? 1 : 0;
+}
+bool InterruptGuard::wait_for_input() {
+  while (!interrupted()) {
+    pollfd polled[2] = {{STDIN_FILENO, POLLIN, 0}, {wake_read, POLLIN, 0}};
+    if (::poll(polled, 2, -1) < 0 && errno != EINTR) break;
+    if (polled[0].revents != 0 && polled[1].revents == 0) return true;
+  }
+  return !interrupted();
 }
 void InterruptGuard::check() {
   if (interrupted()) throw Interrupted("interrupted");

@@ -57,6 +57,8 @@ class InterruptGuard {
   static bool interrupted();
   static bool terminated();  // SIGTERM was among the signals
   static void reset();       // forgets Ctrl-C, not SIGTERM
+  // Waits until standard input has something to read; false when a signal came first.
+  static bool wait_for_input();
   // Throws Interrupted when the flag is set.
   static void check();
 };

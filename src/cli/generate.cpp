@@ -150,7 +150,7 @@ void note_stats(const LoadedModel& model, const EngineStats& stats) {
       stats.generated_tokens, rate(stats.generated_tokens, stats.generate_seconds)));
 }
 
-// Ids when there is no text to show.
+// Several samples, one after another; ids where the model has no tokenizer.
 void print_answers(const GenerateOptions& o, const LoadedModel& model,
                    const std::vector<Answer>& answers, Output& out) {
   for (size_t i = 0; i < answers.size(); i++) {
@@ -163,11 +163,19 @@ void print_answers(const GenerateOptions& o, const LoadedModel& model,
   }
 }
 
-// Runs the request; streams the text when it is the only thing to print.
-std::vector<Answer> run_request(const Request& request, Engine& engine, bool stream, Output& out) {
+// What an event adds to a stream for people: its text, or "12," where the model has no tokenizer.
+std::string shown(const StreamEvent& event, bool as_text, bool first) {
+  if (as_text) return event.text;
+  return event.token ? fmt::format("{}{}", first ? "" : ",", event.token->token) : "";
+}
+
+// Runs the request; streams the answer when it is the only thing to print.
+std::vector<Answer> run_request(const Request& request, Engine& engine, bool stream, bool as_text,
+                                Output& out) {
   std::vector<Answer> answers(static_cast<size_t>(request.n));
   engine.submit(request, [&](const StreamEvent& event) {
     Answer& answer = answers.at(static_cast<size_t>(event.sample));
+    const std::string text = shown(event, as_text, answer.ids.empty());
     if (event.token) {
       answer.ids.push_back(event.token->token);
       if (request.n_logprobs >= 0) answer.sampled.push_back(*event.token);
@@ -175,8 +183,8 @@ std::vector<Answer> run_request(const Request& request, Engine& engine, bool str
     answer.text += event.text;
     answer.finish = event.finish;
     if (!event.error.empty()) fail(event.error);
-    if (!stream || event.text.empty()) return;
-    out.write(event.text);
+    if (!stream || text.empty()) return;
+    out.write(text);
     out.flush();
   });
   while (engine.busy()) {
@@ -187,8 +195,10 @@ std::vector<Answer> run_request(const Request& request, Engine& engine, bool str
 }
 
 void run(const GenerateOptions& o, Output& out) {
-  if (o.ids.empty() && o.prompt.empty() && o.file.empty() && o.no_bos)
-    throw UsageError("give a prompt: -p TEXT, --file FILE or --ids 1,2,3");
+  const int prompts =
+      (o.ids.empty() ? 0 : 1) + (o.prompt.empty() ? 0 : 1) + (o.file.empty() ? 0 : 1);
+  if (prompts > 1 || (prompts == 0 && o.no_bos))
+    throw UsageError("give one prompt: -p TEXT, --file FILE or --ids 1,2,3");
   const LoadedModel model = load_model(o.model);
   const Request request = make_request(o, model);
   Engine engine(*model.llama, model.tokenizer.get(),
@@ -196,10 +206,10 @@ void run(const GenerateOptions& o, Output& out) {
                  .cache_positions = 0,
                  .rows_per_step = 512,
                  .kv_type = o.model.kv()});
-  const bool stream = !o.json && o.n == 1 && model.tokenizer != nullptr;
-  if (stream && o.echo)
+  const bool stream = !o.json && o.n == 1, as_text = model.tokenizer != nullptr;
+  if (stream && as_text && o.echo)
     out.write(o.ids.empty() ? prompt_text(o) : model.tokenizer->decode(request.prompt));
-  const std::vector<Answer> answers = run_request(request, engine, stream, out);
+  const std::vector<Answer> answers = run_request(request, engine, stream, as_text, out);
   if (o.json) {
     print_json(o, request, model, engine, answers, out);
   } else if (stream) {

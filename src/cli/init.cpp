@@ -1,7 +1,6 @@
 // `tinyllama init`: a model of random weights by TinyLlama's recipe, as a Hugging Face folder. A
 // weight is a pure function of seed, tensor name and index, so the file is the same on any number
 // of threads.
-#include <algorithm>
 #include <cmath>
 #include <numbers>
 
@@ -11,6 +10,7 @@
 #include "cli/commands.h"
 #include "cli/loading.h"
 #include "formats/checkpoint.h"
+#include "tensor/quant.h"
 #include "text/tokenizer.h"
 
 namespace tinyllama::cli {
@@ -51,17 +51,23 @@ void fill_normal(uint64_t key, int64_t first, std::span<float> to, double deviat
   }
 }
 
-template <class T>
-void set_source(T& tensor, std::function<void(int64_t, float*)> source) {
-  if constexpr (requires { tensor.generate; }) {
-    tensor.generate = std::move(source);
-  } else {
-    fail("[init] tensors cannot be generated");
-  }
+// Rows [first, first + n) of a tensor, encoded as `dtype` at `to`.
+void fill_rows(const TensorSpec& spec, const Config& config, uint64_t seed, ThreadPool& pool,
+               int64_t first, int64_t n, DType dtype, std::byte* to) {
+  const uint64_t key = hash_key(seed, fnv1a64(spec.name));
+  const double deviation = weight_deviation(spec, config);
+  const size_t stride = row_bytes(dtype, spec.cols);
+  pool.for_ranges(n, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> row(static_cast<size_t>(spec.cols), 1.0F);  // what a norm starts as
+    for (int64_t r = begin; r < end; r++) {
+      if (!spec.is_norm) fill_normal(key, (first + r) * spec.cols, row, deviation);
+      encode_row(dtype, row.data(), to + static_cast<size_t>(r) * stride, spec.cols);
+    }
+  });
 }
 
-// A checkpoint whose tensors are computed row by row as they are written.
-Checkpoint random_checkpoint(const InitOptions& o) {
+// Everything of the model but its weights.
+Checkpoint describe(const InitOptions& o) {
   Checkpoint checkpoint;
   checkpoint.name = o.preset;
   checkpoint.config = preset(o.preset);
@@ -69,31 +75,20 @@ Checkpoint random_checkpoint(const InitOptions& o) {
     checkpoint.vocab = open_vocab(o.tokenizer);
     checkpoint.config.vocab_size = std::ssize(checkpoint.vocab->pieces);
   }
-  for (const TensorSpec& spec : tensor_specs(checkpoint.config)) {
-    NamedTensor& tensor = checkpoint.tensors[spec.name];
-    tensor.name = spec.name;
-    tensor.view = TensorView(nullptr, DType::f32, spec.rows, spec.cols);
-    const uint64_t key = hash_key(o.seed, fnv1a64(spec.name));
-    const double deviation = weight_deviation(spec, checkpoint.config);
-    set_source(tensor, [=](int64_t row, float* to) {
-      const std::span<float> values(to, static_cast<size_t>(spec.cols));
-      if (spec.is_norm) {
-        std::fill(values.begin(), values.end(), 1.0F);
-      } else {
-        fill_normal(key, row * spec.cols, values, deviation);
-      }
-    });
-  }
   return checkpoint;
 }
 
 void run(const InitOptions& o, Output& out) {
   const Stopwatch watch;
-  const Checkpoint checkpoint = random_checkpoint(o);
+  const Checkpoint checkpoint = describe(o);
   ThreadPool pool(o.threads);
   {
     ProgressBar bar;
-    write_hf_folder(checkpoint, o.out, dtype_from_name(o.dtype), pool, bar.callback());
+    const FillRows fill = [&](const TensorSpec& spec, int64_t first, int64_t n, DType dtype,
+                              std::byte* to) {
+      fill_rows(spec, checkpoint.config, o.seed, pool, first, n, dtype, to);
+    };
+    write_hf_folder(checkpoint, fill, o.out, dtype_from_name(o.dtype), bar.callback());
   }
   out.print("wrote {}: {}, {} parameters of seed {} in {}, {:.1f} s\n", o.out, o.preset,
             checkpoint.config.parameters(), o.seed, o.dtype, watch.seconds());

@@ -22,11 +22,12 @@ constexpr int kHistoryLines = 1000;
 
 // One byte of standard input: 1 read, 0 at the end, -1 after a signal or an error.
 int read_byte(char& byte) {
-  for (;;) {
+  while (InterruptGuard::wait_for_input()) {
     const ssize_t n = ::read(STDIN_FILENO, &byte, 1);
     if (n >= 0) return static_cast<int>(n);
-    if (errno != EINTR || InterruptGuard::interrupted()) return -1;
+    if (errno != EINTR && errno != EAGAIN) return -1;
   }
+  return -1;
 }
 
 // libedit's character source: assembles one character in the locale's encoding.

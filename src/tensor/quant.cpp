@@ -175,42 +175,58 @@ void affine_codes(const float* x, float inverse, float base, float* codes) {
   }
 }
 
-// The grid of a sub-block: for a fan of step sizes around the min-max one, codes are rounded and
-// the weighted least-squares (step, base) of those codes is taken; the pair with the least weighted
-// squared error wins. Weights are rms + |x|: large weights matter more, small ones still count.
-Affine fit_affine(const float* x) {
-  const float rms = std::sqrt(lane_sum<kSub4>([&](int i) { return x[i] * x[i]; }) / kSub4);
-  std::array<float, kSub4> w, codes;
-  for (int i = 0; i < kSub4; i++) w[i] = rms + std::fabs(x[i]);
-  const float low = std::min(0.0f, *std::min_element(x, x + kSub4));
-  const float high = *std::max_element(x, x + kSub4);
-  if (high - low < kNothing) return {0.0f, -low};
-  const float sum_w = lane_sum<kSub4>([&](int i) { return w[i]; });
-  const float sum_x = lane_sum<kSub4>([&](int i) { return w[i] * x[i]; });
+// One sub-block with the weights of its elements, rms + |x|: large ones matter more, small ones
+// still count.
+struct Sub4 {
+  const float* x;
+  std::array<float, kSub4> w;
+  float sum_w, sum_x;  // of w and of w x
 
-  Affine best{(high - low) / 15.0f, -low};
-  float best_error = -1;
-  for (int trial = -1; trial <= 20; trial++) {
-    // The first trial is the plain min-max grid with no fit, so that there always is an answer.
-    const float levels = trial < 0 ? 15.0f : 14.0f + 0.1f * static_cast<float>(trial);
-    affine_codes(x, levels / (high - low), -low, codes.data());
-    Affine grid{(high - low) / 15.0f, -low};
-    if (trial >= 0) {
-      const float c = lane_sum<kSub4>([&](int i) { return w[i] * codes[i]; });
-      const float cc = lane_sum<kSub4>([&](int i) { return w[i] * codes[i] * codes[i]; });
-      const float cx = lane_sum<kSub4>([&](int i) { return w[i] * codes[i] * x[i]; });
-      const float determinant = sum_w * cc - c * c;
-      if (!(determinant > 0)) continue;
-      grid.step = (sum_w * cx - sum_x * c) / determinant;
-      grid.base = -(cc * sum_x - c * cx) / determinant;
-      if (grid.base < 0) grid = {cx / cc, 0};
-      if (!(grid.step > 0)) continue;
-    }
-    const float error = lane_sum<kSub4>([&](int i) {
+  explicit Sub4(const float* values) : x(values) {
+    const float rms = std::sqrt(lane_sum<kSub4>([&](int i) { return x[i] * x[i]; }) / kSub4);
+    for (int i = 0; i < kSub4; i++) w[i] = rms + std::fabs(x[i]);
+    sum_w = lane_sum<kSub4>([&](int i) { return w[i]; });
+    sum_x = lane_sum<kSub4>([&](int i) { return w[i] * x[i]; });
+  }
+
+  // The weighted least-squares grid for given codes; a step of 0 when there is none.
+  Affine grid_of(const float* codes) const {
+    const float c = lane_sum<kSub4>([&](int i) { return w[i] * codes[i]; });
+    const float cc = lane_sum<kSub4>([&](int i) { return w[i] * codes[i] * codes[i]; });
+    const float cx = lane_sum<kSub4>([&](int i) { return w[i] * codes[i] * x[i]; });
+    const float determinant = sum_w * cc - c * c;
+    if (!(determinant > 0)) return {};
+    const Affine grid{(sum_w * cx - sum_x * c) / determinant, (c * cx - cc * sum_x) / determinant};
+    return grid.base < 0 ? Affine{cx / cc, 0} : grid;
+  }
+
+  float error_of(const Affine& grid, const float* codes) const {
+    return lane_sum<kSub4>([&](int i) {
       const float miss = grid.step * codes[i] - grid.base - x[i];
       return w[i] * miss * miss;
     });
-    if (best_error < 0 || error < best_error) {
+  }
+};
+
+// The grid of a sub-block with the least weighted squared error, found by alternation: codes are
+// rounded on a fan of steps around the min-max one, from the best base so far, and fitted again.
+Affine fit_affine(const Sub4& sub) {
+  std::array<float, kSub4> codes;
+  const float low = std::min(0.0f, *std::min_element(sub.x, sub.x + kSub4));
+  const float high = *std::max_element(sub.x, sub.x + kSub4);
+  if (high - low < kNothing) return {0.0f, -low};
+  Affine best{(high - low) / 15.0f, -low};
+  affine_codes(sub.x, 1.0f / best.step, best.base, codes.data());
+  float best_error = sub.error_of(best, codes.data());
+  for (int trial = 0; trial <= 20; trial++) {
+    const float span = high + best.base;
+    if (span < kNothing) break;
+    const float levels = 14.0f + 0.1f * static_cast<float>(trial);
+    affine_codes(sub.x, levels / span, best.base, codes.data());
+    const Affine grid = sub.grid_of(codes.data());
+    if (!(grid.step > 0)) continue;
+    const float error = sub.error_of(grid, codes.data());
+    if (error < best_error) {
       best_error = error;
       best = grid;
     }
@@ -233,11 +249,31 @@ uint8_t six_bits(float value, float unit) {
                          : static_cast<uint8_t>(std::clamp(nearest(value / unit), 0.0f, 63.0f));
 }
 
+// The six-bit scale and min of a sub-block: of the rounded ones and their neighbours, the pair
+// whose grid serves the sub-block best. Leaves the codes of that grid in `codes`.
+void choose_scale(const Sub4& sub, float d, float dmin, uint8_t& scale, uint8_t& min,
+                  float* codes) {
+  const int scale0 = scale, min0 = min;
+  std::array<float, kSub4> trial;
+  float best_error = -1;
+  for (int i = std::max(0, scale0 - 1); i <= std::min(63, scale0 + 1); i++) {
+    for (int j = std::max(0, min0 - 1); j <= std::min(63, min0 + 1); j++) {
+      const Affine grid{d * static_cast<float>(i), dmin * static_cast<float>(j)};
+      affine_codes(sub.x, grid.step < kNothing ? 0.0f : 1.0f / grid.step, grid.base, trial.data());
+      const float error = sub.error_of(grid, trial.data());
+      if (best_error >= 0 && error >= best_error) continue;
+      best_error = error;
+      scale = static_cast<uint8_t>(i), min = static_cast<uint8_t>(j);
+      std::copy(trial.begin(), trial.end(), codes);
+    }
+  }
+}
+
 void encode_q4_k(const float* x, BlockQ4_K& block) {
   std::array<Affine, kSubs4> fit;
   float max_step = 0, max_base = 0;
   for (int j = 0; j < kSubs4; j++) {
-    fit[j] = fit_affine(x + j * kSub4);
+    fit[j] = fit_affine(Sub4(x + j * kSub4));
     max_step = std::max(max_step, fit[j].step);
     max_base = std::max(max_base, fit[j].base);
   }
@@ -245,20 +281,13 @@ void encode_q4_k(const float* x, BlockQ4_K& block) {
   block.dmin = f32_to_f16(max_base / 63.0f);
   const float d = f16_to_f32(block.d), dmin = f16_to_f32(block.dmin);
   std::array<uint8_t, kSubs4> scale, min;
+  std::array<float, kSuperBlock> codes;
   for (int j = 0; j < kSubs4; j++) {
     scale[j] = six_bits(fit[j].step, max_step / 63.0f);
     min[j] = six_bits(fit[j].base, max_base / 63.0f);
+    choose_scale(Sub4(x + j * kSub4), d, dmin, scale[j], min[j], codes.data() + j * kSub4);
   }
   pack_scales(scale, min, block.scales);
-
-  // Codes are rounded again on the grid that the six-bit scales really give.
-  std::array<float, kSuperBlock> codes = {};
-  for (int j = 0; j < kSubs4; j++) {
-    const float step = d * static_cast<float>(scale[j]);
-    if (step < kNothing) continue;
-    affine_codes(x + j * kSub4, 1.0f / step, dmin * static_cast<float>(min[j]),
-                 codes.data() + j * kSub4);
-  }
   for (int i = 0; i < kSuperBlock / 2; i++) {
     const int first = i / kSub4 * 2 * kSub4 + i % kSub4;
     block.q[i] = static_cast<uint8_t>(static_cast<int>(codes[first]) |

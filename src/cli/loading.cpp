@@ -158,11 +158,9 @@ std::string read_input(const std::string& path) {
   std::string text;
   std::vector<char> buffer(size_t{1} << 16);
   for (;;) {
+    if (!InterruptGuard::wait_for_input()) InterruptGuard::check();
     const ssize_t n = ::read(STDIN_FILENO, buffer.data(), buffer.size());
-    if (n < 0 && errno == EINTR) {
-      InterruptGuard::check();
-      continue;
-    }
+    if (n < 0 && errno == EINTR) continue;
     if (n < 0) fail(fmt::format("[read] standard input: {}", std::strerror(errno)));
     if (n == 0) return text;
     text.append(buffer.data(), static_cast<size_t>(n));

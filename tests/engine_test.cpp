@@ -226,6 +226,59 @@ TEST(Engine, CompanyChangesNothing) {
   }
 }
 
+// A chat: each prompt goes on from the last answer, now and then from an earlier place. What is not
+// computed again must not show.
+TEST(Engine, ARetainedPrefixChangesNothing) {
+  for (const std::string& name : backend_names()) {
+    World w(name, DType::q8_0, {.hidden = 64, .intermediate = 96, .vocab = kVocab});
+    Engine engine(w.model, nullptr, {.cache_positions = 8 * kKvBlock, .rows_per_step = 50});
+    std::vector<TokenId> conversation = random_tokens(40, kVocab, 1);
+    for (uint64_t turn = 0; turn < 8; turn++) {
+      SCOPED_TRACE(name + ", turn " + std::to_string(turn));
+      if (turn == 3) conversation.resize(70);
+      if (turn == 5) conversation[0] ^= 1;
+      Request r = request(1, turn, 12);
+      r.prompt = conversation;
+      r.n = turn % 2 == 1 ? 2 : 1;
+      r.n_logprobs = 1;
+      const int64_t before = engine.stats().reused_tokens, computed = engine.stats().prompt_tokens;
+      const std::vector<Completion> got = generate(engine, r);
+      const int64_t reused = engine.stats().reused_tokens - before;
+      for (int i = 0; i < r.n; i++)
+        expect_same(got[static_cast<size_t>(i)].sampled,
+                    alone(w.model, r, i, 12, w.model.default_kv_type()));
+      EXPECT_EQ(engine.stats().prompt_tokens - computed + reused, std::ssize(r.prompt));
+      // All but the last token of the answer was computed, and then 8 new ones came.
+      const int64_t length = std::ssize(r.prompt);
+      EXPECT_EQ(reused, turn == 0 || turn == 5 ? 0 : turn == 3 ? 69 : length - 9);
+      const std::vector<TokenId>& answer = got.back().tokens;
+      conversation.insert(conversation.end(), answer.begin(), answer.end());
+      for (uint64_t i = 0; i < 8; i++)
+        conversation.push_back(static_cast<TokenId>(hash_key(turn, i) % kVocab));
+    }
+  }
+}
+
+// What is retained is not what dynamic RoPE makes of a longer request, and gives way to any
+// request.
+TEST(Engine, ARetainedPrefixMustFit) {
+  RopeScaling dynamic;
+  dynamic.kind = RopeScaling::Kind::dynamic;
+  dynamic.factor = 2;
+  World w("", DType::f32, {.vocab = kVocab, .context = 64}, dynamic);
+  Engine engine(w.model, nullptr, {.context = 4 * kKvBlock, .cache_positions = 4 * kKvBlock});
+  const std::vector<std::pair<int64_t, int64_t>> turns = {{10, 0},  {10, 39}, {100, 0},
+                                                          {216, 0}, {10, 0},  {20, 39}};
+  for (const auto& [max_tokens, reused] : turns) {
+    Request r = request(40, 8, max_tokens);
+    r.n_logprobs = 0;
+    const int64_t before = engine.stats().reused_tokens;
+    expect_same(generate(engine, r)[0].sampled,
+                alone(w.model, r, 0, max_tokens, w.model.default_kv_type(), 4 * kKvBlock));
+    EXPECT_EQ(engine.stats().reused_tokens - before, reused);
+  }
+}
+
 TEST(Engine, StopTokensEndTheAnswerBeforeThem) {
   World& w = world();
   Engine engine(w.model, &w.tokenizer);
@@ -325,6 +378,10 @@ TEST(Engine, ShiftGoesOnBeyondTheContext) {
     for (int i = 0; i < 2; i++)
       expect_same(got[static_cast<size_t>(i)].sampled,
                   alone(w.model, r, i, 150, w.model.default_kv_type(), 100));
+    r.max_tokens = 10;  // the same prompt finds nothing of use in a shifted cache
+    r.n = 1;
+    expect_same(generate(engine, r)[0].sampled,
+                alone(w.model, r, 0, 10, w.model.default_kv_type(), 100));
   }
   Engine engine(w.model, nullptr, {.context = 100});
   Request endless = request(100, 6, -1);

@@ -63,6 +63,12 @@ class Scoped {
 }  // namespace
 
 struct Engine::Impl {
+  // The cache of the last sequence that ended; not counted in reserved_blocks.
+  struct Retained {
+    std::vector<TokenId> tokens;
+    KvSequence kv;
+    RopeFrequencies rope;
+  };
   // One sequence's share of a step.
   struct Item {
     OpenRequest* open;
@@ -95,7 +101,9 @@ struct Engine::Impl {
 
   void step();
   void admit();
-  bool has_room(int64_t n_blocks);
+  bool has_room(const OpenRequest& open);
+  int64_t reusable(const OpenRequest& open) const;
+  void retain(const OpenRequest& open, Sequence& sequence);
   void start(OpenRequest& open);
   void plan();
   void plan_decodes();
@@ -124,7 +132,8 @@ struct Engine::Impl {
   const DType kv_type;
 
   std::unique_ptr<KvCache> cache;
-  int64_t reserved_blocks = 0;
+  int64_t reserved_blocks = 0;  // promised to active requests
+  std::optional<Retained> retained;
   std::unique_ptr<Activations> activations;
   Sampler sampler;
   std::vector<float> logits;  // (vocab) on the host
@@ -209,7 +218,7 @@ void Engine::Impl::admit() {
     OpenRequest& open = *waiting.front();
     try {
       if (!open.cancelled && open.max_new > 0) {
-        if (!has_room(open.worst_case_blocks())) return;
+        if (!has_room(open)) return;
         start(open);
       }
     } catch (...) {  // no memory for a cache as large as this
@@ -224,14 +233,46 @@ void Engine::Impl::admit() {
   }
 }
 
-// Whether the pool can promise so many blocks. A pool whose size was left to the engine grows when
-// nothing lives in it.
-bool Engine::Impl::has_room(int64_t n_blocks) {
-  if (reserved_blocks + n_blocks <= cache->n_blocks()) return true;
+// Whether the pool can promise the request's worst case, besides what it promised before. What is
+// retained goes when it is in the way; a pool whose size was left to the engine grows when nothing
+// lives in it.
+bool Engine::Impl::has_room(const OpenRequest& open) {
+  const int64_t need = open.worst_case_blocks();
+  if (reserved_blocks + need <= cache->n_blocks()) {
+    if (retained && reusable(open) == 0 &&
+        reserved_blocks + need + std::ssize(retained->kv.blocks()) > cache->n_blocks())
+      retained.reset();
+    return true;
+  }
   if (reserved_blocks > 0) return false;
   TL_CHECK(options.cache_positions == 0);  // submit() refuses what never fits
-  cache = make_cache(n_blocks);
+  retained.reset();
+  cache = make_cache(need);
   return true;
+}
+
+// How many of the prompt's tokens the retained sequence begins with; the last one is always
+// computed again, for its logits.
+int64_t Engine::Impl::reusable(const OpenRequest& open) const {
+  if (!retained || retained->rope.inv_freq != open.rope.inv_freq ||
+      retained->rope.scale != open.rope.scale)
+    return 0;
+  const auto& prompt = open.request.prompt;
+  const auto differ = std::mismatch(prompt.begin(), prompt.end() - 1, retained->tokens.begin(),
+                                    retained->tokens.end());
+  return differ.first - prompt.begin();
+}
+
+// Keeps the cache of a sequence that ends, for a prompt that goes on from it. After a shift it is
+// no longer a function of the tokens.
+void Engine::Impl::retain(const OpenRequest& open, Sequence& sequence) {
+  const int64_t length = sequence.kv.length();
+  if (length > 0 && length == sequence.computed) {
+    RopeFrequencies rope = open.rope;
+    sequence.tokens.resize(static_cast<size_t>(length));
+    retained.emplace(Retained{std::move(sequence.tokens), std::move(sequence.kv), std::move(rope)});
+  }
+  sequence.kv.clear();
 }
 
 void Engine::Impl::start(OpenRequest& open) {
@@ -239,6 +280,13 @@ void Engine::Impl::start(OpenRequest& open) {
   Sequence first{.kv = KvSequence(*cache), .stops = StopMatcher(open.request.stop)};
   first.tokens.reserve(static_cast<size_t>(open.prompt_length() + n));
   first.tokens = open.request.prompt;
+  if (const int64_t n_reused = reusable(open); n_reused > 0) {
+    first.kv = std::move(retained->kv);
+    first.kv.truncate(n_reused);
+    first.computed = n_reused;
+    stats.reused_tokens += n_reused;
+    retained.reset();
+  }
   if (tokenizer != nullptr) first.detokenizer.emplace(*tokenizer, DecodeOptions{.continues = true});
   open.sequences.reserve(static_cast<size_t>(open.request.n));
   open.sequences.push_back(std::move(first));
@@ -363,19 +411,17 @@ void Engine::Impl::fork(OpenRequest& open) {
   }
 }
 
-// Draws the sequence's next token from `logits`.
+// Draws the sequence's next token from `logits`. Whatever goes wrong ends this request alone.
 void Engine::Impl::sample(OpenRequest& open, Sequence& sequence) {
   if (open.cancelled) return;
   const SamplerParams& params = open.request.sampling;
   const NoiseKey key{params.seed, static_cast<uint64_t>(sequence.sample), sequence.tokens.size()};
-  Sampled sampled;
   try {
-    sampled = sampler.sample(logits, params, sequence.tokens, key, open.request.n_logprobs);
+    accept(open, sequence,
+           sampler.sample(logits, params, sequence.tokens, key, open.request.n_logprobs));
   } catch (...) {
     fail_request(open, std::current_exception());
-    return;
   }
-  accept(open, sequence, std::move(sampled));
 }
 
 void Engine::Impl::accept(OpenRequest& open, Sequence& sequence, Sampled sampled) {
@@ -407,7 +453,7 @@ void Engine::Impl::finish(OpenRequest& open, Sequence& sequence, FinishReason re
     event.text += sequence.stops.flush();
   }
   sequence.finish = event.finish;
-  sequence.kv.clear();
+  retain(open, sequence);
   open.reserved_blocks -= open.sample_blocks;
   reserved_blocks -= open.sample_blocks;
   emit(open, event);
@@ -442,7 +488,7 @@ void Engine::Impl::fail_request(OpenRequest& open, std::exception_ptr why) {
 void Engine::Impl::reap() {
   while (const std::unique_ptr<OpenRequest> open = take_closed()) {
     reserved_blocks -= open->reserved_blocks;
-    for (Sequence& sequence : open->sequences) sequence.kv.clear();
+    for (Sequence& sequence : open->sequences) retain(*open, sequence);
     if (open->cancelled) announce_end(*open);
   }
 }

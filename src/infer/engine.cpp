@@ -276,9 +276,8 @@ void Engine::Impl::retain(const OpenRequest& open, Sequence& sequence) {
 }
 
 void Engine::Impl::start(OpenRequest& open) {
-  const int64_t n = open.max_new == kNoLimit ? context : open.max_new;
   Sequence first{.kv = KvSequence(*cache), .stops = StopMatcher(open.request.stop)};
-  first.tokens.reserve(static_cast<size_t>(open.prompt_length() + n));
+  first.tokens.reserve(static_cast<size_t>(open.prompt_length() + std::min(open.max_new, context)));
   first.tokens = open.request.prompt;
   if (const int64_t n_reused = reusable(open); n_reused > 0) {
     first.kv = std::move(retained->kv);

@@ -48,6 +48,9 @@ void read(std::string_view text) {
     case 'k':
       apply_tokenizer_config(vocab, text, "tokenizer_config.json");
       break;
+    case 'j':
+      apply_tokenizer_json_additions(vocab, text, "tokenizer.json");
+      break;
     case 'a':
       apply_added_tokens(vocab, text, "added_tokens.json");
       break;

@@ -122,6 +122,8 @@ void seed_json() {
   first.prefix_after_special = false, first.add_eos = true;
   first.merges = {{5, 6}};
   put("json", "tokenizer_merges", "t" + make_tokenizer_json(first));
+  put("json", "additions",
+      R"(j{"pre_tokenizer":{"type":"Metaspace","prepend_scheme":"first"},"added_tokens":[{"id":4,"content":"x"}]})");
   put("json", "tokenizer_config", "k" + make_tokenizer_config(vocab, 16));
   put("json", "templates",
       R"(k{"chat_template":[{"name":"default","template":"x"}],"eos_token":{"content":"a"}})");

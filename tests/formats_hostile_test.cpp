@@ -456,6 +456,10 @@ TEST(EvilGguf, Vocabularies) {
   expect_error(read, vocab({"a", "a"}, {0, 1}, {1, 1}), "are both");
   expect_error(read, vocab({"a", "\xff"}, {0, 1}, {1, 1}), "UTF-8");
   expect_error(read, vocab({"a", "\xed\xa0\x80"}, {0, 1}, {1, 1}), "UTF-8");  // a surrogate
+  const std::string longest(256, 'x');
+  EXPECT_TRUE(takes(read, vocab({"a", longest}, {0, 1}, {1, 1})));
+  const std::string too_long = longest + "x";  // cutting it everywhere would be quadratic
+  expect_error(read, vocab({"a", too_long}, {0, 1}, {1, 1}), "at most 256");
   expect_error(read, vocab({"a", "<0x1>"}, {0, 1}, {1, 6}), "<0x41>");
   expect_error(read, vocab({"a", "b"}, {0, 1}, {1, 1}, "tokenizer.ggml.unknown_token_id", 2),
                "unk_token_id");

@@ -440,8 +440,8 @@ TEST_F(Folder, AddedTokensExtendTokenizerModel) {
   vocab.pieces.pop_back(), vocab.extra_eos.clear();  // without <|im_end|>
   put("tokenizer.model", make_sentencepiece(vocab));
   expect_same_vocab(*open_checkpoint(folder / "hf").vocab,
-                    *made->vocab);  // from added_tokens_decoder
-  put("tokenizer_config.json", "{}");
+                    *made->vocab);     // from added_tokens_decoder
+  put("tokenizer_config.json", "{}");  // and from tokenizer.json
   EXPECT_EQ(open_checkpoint(folder / "hf").vocab->extra_eos,
             std::vector<TokenId>{299});  // tokenizer.json
   std::filesystem::remove(folder / "hf/tokenizer.json");
@@ -449,6 +449,18 @@ TEST_F(Folder, AddedTokensExtendTokenizerModel) {
   EXPECT_EQ(open_checkpoint(folder / "hf").vocab->pieces[299].type, PieceType::control);
   put("added_tokens.json", R"({"<|im_end|>": 300000})");
   EXPECT_NE(open_error().find("far behind"), std::string::npos);
+}
+
+TEST_F(Folder, WhereThePrefixGoesSurvives) {
+  made.get().vocab->prefix_after_special = false;
+  made.get().vocab->unk_surface = "?";
+  write_hf_folder(*made, folder / "hf", DType::f32, pool, {});
+  EXPECT_FALSE(open_checkpoint(folder / "hf").vocab->prefix_after_special);  // both files
+  EXPECT_EQ(open_checkpoint(folder / "hf").vocab->unk_surface, "?");
+  write_gguf(*made, folder / "m.gguf", always(DType::f32), pool, {});
+  EXPECT_FALSE(open_checkpoint(folder / "m.gguf").vocab->prefix_after_special);
+  std::filesystem::remove(folder / "hf/tokenizer.model");
+  EXPECT_FALSE(open_checkpoint(folder / "hf").vocab->prefix_after_special);
 }
 
 TEST_F(Folder, StrayTokensAreDroppedAndMissingOnesAreUnused) {

@@ -254,11 +254,11 @@ Checkpoint open_checkpoint(const std::string& path) {
 }
 
 Vocab open_vocab(const std::string& path) {
-  if (is_folder(path)) return need_vocab(open_hf_vocab(path, 0), path);
+  if (is_folder(path)) return need_vocab(open_hf_vocab(path), path);
   const MappedFile file(path);
   if (starts_with(file, "GGUF")) return vocab_of_gguf(parse_gguf(file.bytes(), path));
   if (path.ends_with(".json")) return open_json_vocab(path);
-  if (path.ends_with(".safetensors")) return need_vocab(open_hf_vocab(parent_of(path), 0), path);
+  if (path.ends_with(".safetensors")) return need_vocab(open_hf_vocab(parent_of(path)), path);
   // A tokenizer.model starts with its first piece: field 1, then a length that is not zero.
   const bool message =
       file.size() > 2 && file.bytes()[0] == std::byte{0x0a} && file.bytes()[1] != std::byte{0};

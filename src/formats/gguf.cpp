@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "formats/byte_reader.h"
+#include "formats/vocab_check.h"
 
 namespace tinyllama {
 namespace {
@@ -158,6 +159,8 @@ TensorPlace read_tensor(GgufReader& reader, uint64_t alignment, Gguf& into) {
   const std::string_view where = into.where;
   GgufTensor tensor;
   tensor.name = reader.string("a tensor's name", kMaxName);
+  if (!is_utf8(tensor.name))
+    fail(fmt::format("[load] {}: a tensor's name is not valid UTF-8", where));
   const auto n_dims = reader.in.read<uint32_t>("a tensor's rank");
   if (n_dims < 1 || n_dims > 4)
     fail(fmt::format("[load] {}: {} must have 1 to 4 dimensions, got {}", where, tensor.name,

@@ -285,6 +285,7 @@ Checkpoint checkpoint_of_gguf(const Gguf& file) {
   result.path = file.where;
   result.format = fmt::format("GGUF v{}", file.version);
   result.name = file.text("general.name").value_or("");
+  if (!is_utf8(result.name)) result.name.clear();
   result.config = read_config(file);
   result.generation = read_sampling(file);
   for (const auto& [name, tensor] : file.tensors) {

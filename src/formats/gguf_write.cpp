@@ -9,6 +9,7 @@
 #include "formats/gguf_model.h"
 #include "formats/hf_config.h"
 #include "formats/tensor_stream.h"
+#include "formats/vocab_check.h"
 
 namespace tinyllama {
 namespace {
@@ -121,9 +122,10 @@ void add_pieces(GgufHeader& header, const Vocab& vocab) {
   std::vector<int32_t> types;
   std::vector<std::string> pads;  // llama.cpp wants every token to have a text of its own
   pads.reserve(vocab.pieces.size());
+  const auto index = piece_index(vocab);
   for (size_t id = 0; id < vocab.pieces.size(); id++) {
     const Piece& piece = vocab.pieces[id];
-    if (piece.text.empty()) pads.push_back(fmt::format("[PAD{}]", id));
+    if (piece.text.empty()) pads.push_back(unused_text(index, id));
     tokens.push_back(piece.text.empty() ? std::string_view(pads.back()) : piece.text);
     scores.push_back(piece.score);
     types.push_back(static_cast<int32_t>(piece.type));

@@ -103,7 +103,7 @@ std::string folder_name(const std::string& folder) {
 
 }  // namespace
 
-std::optional<Vocab> open_hf_vocab(const std::string& folder, int64_t vocab_size) {
+std::optional<Vocab> open_hf_vocab(const std::string& folder) {
   const std::string model = folder + "/tokenizer.model", json = folder + "/tokenizer.json";
   const std::string added = folder + "/added_tokens.json";
   const std::string config = folder + "/tokenizer_config.json";
@@ -118,10 +118,9 @@ std::optional<Vocab> open_hf_vocab(const std::string& folder, int64_t vocab_size
   } else {
     return {};
   }
+  if (has_model && has_json) apply_tokenizer_json_additions(vocab, read_text_file(json), json);
   if (exists(added)) apply_added_tokens(vocab, read_text_file(added), added);
   if (exists(config)) apply_tokenizer_config(vocab, read_text_file(config), config);
-  if (has_model && has_json && static_cast<int64_t>(vocab.pieces.size()) < vocab_size)
-    apply_tokenizer_json_additions(vocab, read_text_file(json), json);
   if (exists(chat)) vocab.chat_template = read_text_file(chat, size_t{1} << 20);
   return vocab;
 }
@@ -135,7 +134,7 @@ Checkpoint open_hf_folder(const std::string& folder, const std::string& weights)
   result.format = "Hugging Face folder";
   result.name = folder_name(folder);
   result.config = hf.config;
-  result.vocab = open_hf_vocab(folder, hf.config.vocab_size);
+  result.vocab = open_hf_vocab(folder);
   if (result.vocab) {
     Vocab& vocab = *result.vocab;
     if (vocab.bos == kNoToken && hf.bos < static_cast<TokenId>(vocab.pieces.size()))

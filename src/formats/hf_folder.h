@@ -11,9 +11,10 @@ namespace tinyllama {
 // `weights` is the one .safetensors file to read, or empty for what the folder holds.
 Checkpoint open_hf_folder(const std::string& folder, const std::string& weights);
 
-// From tokenizer.model or tokenizer.json, whichever is there; nothing when neither is. `vocab_size`
-// (0: unknown) tells whether tokens are missing that only tokenizer.json defines.
-std::optional<Vocab> open_hf_vocab(const std::string& folder, int64_t vocab_size);
+// From tokenizer.model with what tokenizer.json adds to it, else from tokenizer.json alone; nothing
+// when neither is there. tokenizer_config.json, added_tokens.json and chat_template.jinja are taken
+// in.
+std::optional<Vocab> open_hf_vocab(const std::string& folder);
 
 // What transformers puts into one weight file at most, in bytes.
 inline constexpr uint64_t kMaxShard = 5'000'000'000;

@@ -331,8 +331,13 @@ Vocab parse_tokenizer_json(std::string_view text, std::string_view where) {
 }
 
 void apply_tokenizer_json_additions(Vocab& vocab, std::string_view text, std::string_view where) {
-  const Json document = json_detail::parse_object(text, where);
+  Json document = Json::object();
+  for (const char* key : {"added_tokens", "normalizer", "pre_tokenizer"}) {
+    const std::string_view value = json_detail::member_text(text, key);
+    if (!value.empty()) document[key] = json_detail::parse(value, where);
+  }
   add_tokens(vocab, read_added_list(document, where), where);
+  if (find(document, "pre_tokenizer") != nullptr) read_prefix(document, vocab, where);
   finish_vocab(vocab, where);
 }
 

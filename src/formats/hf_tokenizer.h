@@ -22,7 +22,8 @@ Vocab parse_tokenizer_json(std::string_view text, std::string_view where);
 void apply_tokenizer_config(Vocab& vocab, std::string_view text, std::string_view where);
 // The same for added_tokens.json: {"<|im_end|>": 32002, ...}.
 void apply_added_tokens(Vocab& vocab, std::string_view text, std::string_view where);
-// Only the "added_tokens" of a tokenizer.json, on top of a vocabulary read from tokenizer.model.
+// What a tokenizer.json adds to the vocabulary of the tokenizer.model beside it: added tokens, and
+// where the dummy prefix goes when a pre-tokenizer says so. The megabytes of merges are not parsed.
 void apply_tokenizer_json_additions(Vocab& vocab, std::string_view text, std::string_view where);
 
 std::string make_tokenizer_json(const Vocab& vocab);

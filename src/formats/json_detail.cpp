@@ -61,6 +61,33 @@ Json parse_object(std::string_view text, std::string_view where) {
   return document;
 }
 
+std::string_view member_text(std::string_view document, std::string_view key) {
+  int depth = 0;
+  size_t value = std::string_view::npos;  // where the wanted value starts
+  for (size_t i = 0; i < document.size(); i++) {
+    const char c = document[i];
+    if (c == '"') {
+      const size_t begin = i + 1;
+      for (i++; i < document.size() && document[i] != '"'; i++) i += document[i] == '\\' ? 1 : 0;
+      if (i >= document.size()) return {};
+      const size_t colon = document.find_first_not_of(" \t\r\n", i + 1);
+      if (depth == 1 && value == std::string_view::npos &&
+          document.substr(begin, i - begin) == key && colon != std::string_view::npos &&
+          document[colon] == ':') {
+        value = i = colon;
+        value++;
+      }
+    } else if (c == '{' || c == '[') {
+      depth++;
+    } else if (c == '}' || c == ']' || c == ',') {
+      if (c != ',') depth--;
+      const bool ends = c == ',' ? depth == 1 : depth == 0;
+      if (ends && value != std::string_view::npos) return document.substr(value, i - value);
+    }
+  }
+  return {};
+}
+
 const Json* find(const Json& object, const char* key) {
   if (!object.is_object()) return nullptr;
   const auto at = object.find(key);

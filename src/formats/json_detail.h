@@ -20,6 +20,11 @@ Json parse(std::string_view text, std::string_view where);
 // As parse(), and the document must be an object.
 Json parse_object(std::string_view text, std::string_view where);
 
+// The text of a member of the outermost object, found by counting brackets and without parsing the
+// rest: tokenizer.json is megabytes of merges around a few lines that matter. Empty when there is
+// none.
+std::string_view member_text(std::string_view document, std::string_view key);
+
 // The member `key`, or nullptr when it is absent or null.
 const Json* find(const Json& object, const char* key);
 

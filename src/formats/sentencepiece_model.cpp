@@ -103,6 +103,7 @@ TokenId as_id(const Field& field, std::string_view where) {
 void read_trainer(std::span<const std::byte> message, std::string_view where, Vocab& vocab) {
   uint64_t model_type = 1;  // unigram, the proto's default
   for_fields(message, where, [&](const Field& field) {
+    if (field.number == 44 && field.wire == 2) vocab.unk_surface = as_text(field.bytes);
     if (field.wire != 0) return;
     switch (field.number) {
       case 3:
@@ -183,6 +184,7 @@ std::string trainer_message(const Vocab& vocab) {
   put_int(out, 41, vocab.bos);
   put_int(out, 42, vocab.eos);
   put_int(out, 43, vocab.pad);
+  put_bytes(out, 44, vocab.unk_surface);
   put_bytes(out, 45, text_of(vocab.unk, "<unk>"));
   put_bytes(out, 46, text_of(vocab.bos, "<s>"));
   put_bytes(out, 47, text_of(vocab.eos, "</s>"));
@@ -216,6 +218,8 @@ Vocab parse_sentencepiece(std::span<const std::byte> bytes, std::string_view whe
         fmt::format("[load] {}: not a SentencePiece model: want pieces and a trainer_spec, got {} "
                     "pieces",
                     where, vocab.pieces.size()));
+  if (!is_utf8(vocab.unk_surface) || vocab.unk_surface.size() > kMaxPiece)
+    fail(fmt::format("[load] {}: unk_surface must be a short UTF-8 text", where));
   finish_vocab(vocab, where);
   return vocab;
 }

@@ -37,6 +37,11 @@ int hex_digit(char c) {
 }
 
 void check_piece(const Piece& piece, size_t id, std::string_view where) {
+  const bool plain = piece.type == PieceType::normal || piece.type == PieceType::user_defined;
+  const size_t longest = plain ? kMaxPlainPiece : kMaxPiece;
+  if (piece.text.size() > longest)
+    fail(fmt::format("[load] {}: piece {} must be at most {} bytes long, got {}", where, id,
+                     longest, piece.text.size()));
   if (!is_utf8(piece.text)) fail(fmt::format("[load] {}: piece {} is not valid UTF-8", where, id));
   if (!std::isfinite(piece.score))
     fail(fmt::format("[load] {}: piece {} has a score that is not finite", where, id));
@@ -114,6 +119,12 @@ std::unordered_map<std::string_view, TokenId> piece_index(const Vocab& vocab) {
   return index;
 }
 
+std::string unused_text(const std::unordered_map<std::string_view, TokenId>& index, size_t id) {
+  std::string text = fmt::format("[PAD{}]", id);
+  while (index.contains(text)) text = "[" + text + "]";
+  return text;
+}
+
 void fit_vocab(Vocab& vocab, int64_t vocab_size, std::vector<std::string>& notes) {
   const auto size = static_cast<size_t>(vocab_size);
   if (vocab.pieces.size() > size) {
@@ -131,9 +142,10 @@ void fit_vocab(Vocab& vocab, int64_t vocab_size, std::vector<std::string>& notes
         fmt::format("the tokenizer has {} pieces but the model {} embeddings: ids from {} on are "
                     "unused",
                     vocab.pieces.size(), size, vocab.pieces.size()));
+    vocab.pieces.reserve(size);  // so that the index stays valid
+    const auto index = piece_index(vocab);
     while (vocab.pieces.size() < size) {
-      vocab.pieces.push_back(
-          {fmt::format("[PAD{}]", vocab.pieces.size()), 0.0f, PieceType::unused});
+      vocab.pieces.push_back({unused_text(index, vocab.pieces.size()), 0.0f, PieceType::unused});
     }
   }
 }

@@ -2,11 +2,14 @@
 // pass against the double-precision reference on small random models of every shape.
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <fstream>
 #include <numbers>
 #include <utility>
 
 #include "base/error.h"
 #include "reference.h"
+#include "support/assets.h"
 #include "support/backends.h"
 #include "support/run_model.h"
 #include "support/tiny_model.h"
@@ -343,6 +346,44 @@ TEST(Loading, NamesAMissingTensor) {
   }
 }
 
+// Bytes of the mapping of the file at `path` that are in memory now; -1 where /proc cannot tell.
+int64_t resident_bytes(const std::string& path) {
+  std::ifstream maps("/proc/self/smaps");
+  int64_t total = -1;
+  bool ours = false;
+  for (std::string line; std::getline(maps, line);) {
+    if (line.find('-') < line.find(' ')) ours = line.ends_with(path);
+    if (ours && line.starts_with("Rss:")) {
+      total = std::max<int64_t>(total, 0) + 1024 * std::stoll(line.substr(4));
+    }
+  }
+  return total;
+}
+
+TEST(Loading, GivesPackedPagesBackAndKeepsTheEmbedding) {
+  const Config config =
+      tiny_config({.hidden = 256, .intermediate = 512, .n_layers = 4, .head_dim = 64});
+  const MemoryCheckpoint memory(random_model(config, 1), DType::f32);
+  const TemporaryFolder folder;
+  ThreadPool pool(1);
+  write_hf_folder(*memory, folder / "hf", DType::f32, pool, nullptr);
+  const std::string path = folder / "hf/model.safetensors";
+
+  NaiveBackend backend;
+  std::unique_ptr<Llama> model;
+  {
+    const Checkpoint checkpoint = open_checkpoint(folder / "hf");
+    model = std::make_unique<Llama>(backend, checkpoint);
+  }
+  const std::vector<int32_t> tokens = random_tokens(5, config.vocab_size, 1);
+  const Logits got = all_logits(*model, DType::f32, tokens);  // the file is still mapped
+  EXPECT_TRUE(same_bits(got, all_logits(Llama(backend, *memory), DType::f32, tokens)));
+  const int64_t resident = resident_bytes(path);
+  if (resident < 0) GTEST_SKIP() << "no /proc/self/smaps";
+  EXPECT_GT(std::filesystem::file_size(path), 8u << 20);
+  EXPECT_LT(resident, 1 << 20);
+}
+
 // ---- The forward pass, on every backend
 
 class ForwardOn : public ::testing::TestWithParam<std::string> {
@@ -464,6 +505,18 @@ TEST_P(ForwardOn, RaggedBatchesMatchTheReference) {
     const auto want = reference::forward(weights, std::span(tokens[i]).first(n));
     expect_close(got[i], want.logits, config, static_cast<int64_t>(n));
   }
+}
+
+// Three splits of attention's reduction tree, at once and in pieces.
+TEST_P(ForwardOn, LongContextsMatchTheReference) {
+  const Config config = tiny_config({.n_layers = 1, .context = 2048});
+  const reference::Model weights = random_model(config, 15);
+  const MemoryCheckpoint checkpoint(weights, DType::f32);
+  const Llama model(*backend_, *checkpoint);
+  const std::vector<int32_t> tokens = random_tokens(1100, config.vocab_size, 3);
+  const reference::Pass want = reference::forward(weights, tokens);
+  expect_close(all_logits(model, DType::f32, tokens), want.logits, config, 1100);
+  expect_close(all_logits(model, DType::f32, tokens, 300), want.logits, config, 1100);
 }
 
 TEST_P(ForwardOn, SegmentsBringTheirOwnFrequencies) {

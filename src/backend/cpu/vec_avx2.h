@@ -76,7 +76,8 @@ TL_INLINE F load_bf16(const void* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
 TL_INLINE uint16_t to_f16(float x) {
-  return static_cast<uint16_t>(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT));
+  const __m128i half = _mm_cvtps_ph(_mm_set_ss(x), _MM_FROUND_TO_NEAREST_INT);
+  return static_cast<uint16_t>(_mm_cvtsi128_si32(half));
 }
 TL_INLINE float from_f16(uint16_t x) {
   return _cvtsh_ss(x);

@@ -2,7 +2,9 @@
 
 namespace tinyllama {
 
-void fail(const std::string& message) { throw Error(message); }
+void fail(const std::string& message) {
+  throw Error(message);
+}
 
 void check_failed(const char* expression, const char* file, int line) {
   throw std::logic_error(std::string(file) + ":" + std::to_string(line) +

@@ -1,5 +1,6 @@
-// The one exception type of the project. An Error ends an operation, never the process; its message says
-// what was expected, what was found and what to do, and starts with the operation: "[load] ...".
+// The one exception type of the project. An Error ends an operation, never the process; its message
+// says what was expected, what was found and what to do, and starts with the operation: "[load]
+// ...".
 #pragma once
 
 #include <stdexcept>

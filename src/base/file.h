@@ -1,5 +1,5 @@
-// Files as the rest of the program wants them: mapped for reading, atomic for writing. Every function
-// throws Error with the path and the system's reason.
+// Files as the rest of the program wants them: mapped for reading, atomic for writing. Every
+// function throws Error with the path and the system's reason.
 #pragma once
 
 #include <cstddef>
@@ -25,8 +25,8 @@ class MappedFile {
   size_t size() const { return size_; }
   const std::string& path() const { return path_; }
 
-  // Tells the kernel that the pages inside [offset, offset + length) will not be read soon, so that a
-  // tensor that was repacked no longer counts as resident. Reading them again is still valid.
+  // Tells the kernel that the pages inside [offset, offset + length) will not be read soon, so that
+  // a tensor that was repacked no longer counts as resident. Reading them again is still valid.
   void drop(size_t offset, size_t length) const;
   // Asks the kernel to read the whole file ahead.
   void will_need() const;
@@ -39,9 +39,9 @@ class MappedFile {
   std::string path_;
 };
 
-// Writes a file that appears under its final name only when complete: bytes go to a temporary file in
-// the same folder, commit() syncs and renames it. Destroyed without commit(), it leaves nothing behind
-// and the old file as it was.
+// Writes a file that appears under its final name only when complete: bytes go to a temporary file
+// in the same folder, commit() syncs and renames it. Destroyed without commit(), it leaves nothing
+// behind and the old file as it was.
 class AtomicFile {
  public:
   explicit AtomicFile(std::string path);
@@ -65,8 +65,9 @@ class AtomicFile {
   std::string buffer_;
 };
 
-// Writes a folder that appears under its final name only when complete. Write into path() (a temporary
-// sibling), then commit() syncs and renames it; an existing folder of the final name is replaced.
+// Writes a folder that appears under its final name only when complete. Write into path() (a
+// temporary sibling), then commit() syncs and renames it; an existing folder of the final name is
+// replaced.
 class AtomicFolder {
  public:
   explicit AtomicFolder(std::string final_path);

@@ -18,7 +18,8 @@
 namespace tinyllama {
 namespace {
 
-constexpr int kSpins = 20000;  // about 50 microseconds, the longest gap between two jobs of one step
+constexpr int kSpins =
+    20000;  // about 50 microseconds, the longest gap between two jobs of one step
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -75,7 +76,9 @@ struct ThreadPool::State {
   void announce() {
     generation.fetch_add(1, std::memory_order_seq_cst);
     if (sleepers.load(std::memory_order_seq_cst) > 0) {
-      { const std::lock_guard lock(mutex); }  // a sleeper is either before its check or inside wait()
+      {
+        const std::lock_guard lock(mutex);
+      }  // a sleeper is either before its check or inside wait()
       wake.notify_all();
     }
   }
@@ -93,7 +96,9 @@ ThreadPool::~ThreadPool() {
   for (std::thread& thread : state_->threads) thread.join();
 }
 
-int ThreadPool::size() const { return static_cast<int>(state_->threads.size()) + 1; }
+int ThreadPool::size() const {
+  return static_cast<int>(state_->threads.size()) + 1;
+}
 
 void ThreadPool::run(const std::function<void(int)>& job) {
   State& s = *state_;

@@ -1,5 +1,6 @@
-// A small thread pool for fork-join loops. The caller is thread 0; the others spin briefly after a job,
-// then sleep, so that an idle program costs nothing and a busy one pays well under a microsecond a join.
+// A small thread pool for fork-join loops. The caller is thread 0; the others spin briefly after a
+// job, then sleep, so that an idle program costs nothing and a busy one pays well under a
+// microsecond a join.
 #pragma once
 
 #include <cstddef>
@@ -19,15 +20,16 @@ class ThreadPool {
 
   int size() const;
 
-  // Runs job(thread) once on every thread, thread in [0, size()), and returns when all are done. The
-  // first exception thrown by a job is rethrown here. Not reentrant; one caller at a time.
+  // Runs job(thread) once on every thread, thread in [0, size()), and returns when all are done.
+  // The first exception thrown by a job is rethrown here. Not reentrant; one caller at a time.
   void run(const std::function<void(int)>& job);
 
-  // Splits [0, n) into one contiguous range per thread, boundaries at multiples of `grain`, and calls
-  // body(begin, end) for each non-empty one. Runs inline when there is one range only.
+  // Splits [0, n) into one contiguous range per thread, boundaries at multiples of `grain`, and
+  // calls body(begin, end) for each non-empty one. Runs inline when there is one range only.
   void for_ranges(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t)>& body);
 
-  // Calls body(item) for every item in [0, n); items are handed out one by one, so uneven ones balance.
+  // Calls body(item) for every item in [0, n); items are handed out one by one, so uneven ones
+  // balance.
   void for_each(int64_t n, const std::function<void(int64_t)>& body);
 
  private:

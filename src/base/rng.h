@@ -1,5 +1,5 @@
-// Counter-based random numbers: a value is a pure function of its key, so that it can be drawn in any
-// order, on any thread, again after a restart.
+// Counter-based random numbers: a value is a pure function of its key, so that it can be drawn in
+// any order, on any thread, again after a restart.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// The quantized block formats (bit-compatible with GGUF files) and their reference codecs. The codecs are
-// the definition; the kernels in backend/ are held to them.
+// The quantized block formats (bit-compatible with GGUF files) and their reference codecs. The
+// codecs are the definition; the kernels in backend/ are held to them.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +21,8 @@ struct BlockQ8_0 {
   uint16_t d;  // FP16
   int8_t q[kBlock];
 };
-// Eight sub-blocks of 32: x = q * (d * scale) - dmin * min; scales and mins are 6 bits each, packed in 12
-// bytes. Nibbles: each 32 bytes of q hold sub-blocks 2i (low) and 2i + 1 (high).
+// Eight sub-blocks of 32: x = q * (d * scale) - dmin * min; scales and mins are 6 bits each, packed
+// in 12 bytes. Nibbles: each 32 bytes of q hold sub-blocks 2i (low) and 2i + 1 (high).
 struct BlockQ4_K {
   uint16_t d, dmin;  // FP16
   uint8_t scales[12];
@@ -44,7 +44,8 @@ void q4_k_scale_min(const BlockQ4_K& block, int j, uint8_t& scale, uint8_t& min)
 // Decodes `n` elements (a multiple of the block size) from `from`, any dtype, to FP32.
 void decode_row(DType dtype, const std::byte* from, float* to, int64_t n);
 // Encodes `n` FP32 values to `dtype`. Q4_K and Q6_K minimize the squared error, weighted by |x| as
-// llama.cpp's quantizer without an importance matrix does; Q4_0 and Q8_0 follow ggml's reference exactly.
+// llama.cpp's quantizer without an importance matrix does; Q4_0 and Q8_0 follow ggml's reference
+// exactly.
 void encode_row(DType dtype, const float* from, std::byte* to, int64_t n);
 
 }  // namespace tinyllama

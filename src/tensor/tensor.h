@@ -15,11 +15,11 @@ inline constexpr int kDTypeCount = 7;
 
 // One row per data type; whatever differs between types and is not arithmetic stands here.
 struct DTypeTraits {
-  std::string_view name;      // "q4_0": our spelling, in options and messages
-  int block_size;             // elements in one block; a row must be a multiple
-  int block_bytes;            // bytes of one block in a file
+  std::string_view name;  // "q4_0": our spelling, in options and messages
+  int block_size;         // elements in one block; a row must be a multiple
+  int block_bytes;        // bytes of one block in a file
   bool quantized;
-  uint32_t gguf_type;         // ggml's number of the type in a GGUF file
+  uint32_t gguf_type;                 // ggml's number of the type in a GGUF file
   std::string_view safetensors_name;  // "BF16"; empty when safetensors has no such type
 };
 
@@ -30,8 +30,9 @@ DType dtype_from_name(std::string_view name);
 // Bytes of a contiguous row of `cols` elements; cols must be a multiple of the block size.
 size_t row_bytes(DType dtype, int64_t cols);
 
-// A matrix view (rows, cols), rows `row_stride` bytes apart, elements of a row contiguous. A vector is one
-// row. Byte is std::byte for memory that may be written, const std::byte for weights in a mapped file.
+// A matrix view (rows, cols), rows `row_stride` bytes apart, elements of a row contiguous. A vector
+// is one row. Byte is std::byte for memory that may be written, const std::byte for weights in a
+// mapped file.
 template <class Byte>
 struct BasicTensor {
   Byte* data = nullptr;
@@ -46,8 +47,8 @@ struct BasicTensor {
       : data(bytes), dtype(type), rows(n_rows), cols(n_cols), row_stride(stride) {}
   // A writable view is also a readable one.
   template <class Other>
-    requires(std::is_const_v<Byte> && std::is_same_v<const Other, Byte>)
-  BasicTensor(const BasicTensor<Other>& other)  // NOLINT(google-explicit-constructor)
+  requires(std::is_const_v<Byte>&& std::is_same_v<const Other, Byte>)
+      BasicTensor(const BasicTensor<Other>& other)  // NOLINT(google-explicit-constructor)
       : BasicTensor(other.data, other.dtype, other.rows, other.cols, other.row_stride) {}
 
   explicit operator bool() const { return data != nullptr; }
@@ -76,9 +77,11 @@ class Buffer {
   using Free = std::function<void(std::byte*, size_t)>;
   Buffer() = default;
   Buffer(std::byte* data, size_t size, Free free)
-      : memory_(data, [size, free = std::move(free)](std::byte* p) {
-          if (p != nullptr) free(p, size);
-        }), size_(size) {}
+      : memory_(data,
+                [size, free = std::move(free)](std::byte* p) {
+                  if (p != nullptr) free(p, size);
+                }),
+        size_(size) {}
 
   std::byte* data() const { return memory_.get(); }
   size_t size() const { return size_; }

@@ -542,9 +542,10 @@ TEST(HfConfigs, OthersAreRefusedByName) {
       {R"(,"max_position_embeddings":1e400)", "JSON"},
       {R"(,"max_position_embeddings":18446744073709551615)", "out of range"},
       {R"(,"vocab_size":300)", "twice"}};
-  for (const auto& [more, want] : cases) {
-    const std::string message =
-        error_of([&] { parse_hf_config(config_text(more), "config.json"); });
+  for (const auto& example : cases) {
+    const auto [more, want] = example;
+    const std::string text = config_text(more);
+    const std::string message = error_of([&] { parse_hf_config(text, "config.json"); });
     EXPECT_NE(message.find(want), std::string::npos) << more << ": " << message;
     EXPECT_NE(message.find("config.json"), std::string::npos) << message;
   }

@@ -11,6 +11,7 @@
 #include <chrono>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace tinyllama::testing {
@@ -90,6 +91,16 @@ class Process {
     return true;
   }
 
+  // Whether all output ends within that time; reads what comes.
+  bool ends_within(std::chrono::milliseconds time) {
+    const auto late = deadline_;
+    deadline_ = std::chrono::steady_clock::now() + time;
+    while (read_some()) {
+    }
+    deadline_ = late;
+    return !std::exchange(timed_out_, false);
+  }
+
   // Reads to the end and returns the exit code; -1 when a signal killed it or it had to be killed.
   int finish() {
     while (read_some()) {
@@ -121,6 +132,7 @@ class Process {
 
   // One read from whichever stream has something; false when all have ended or time is up.
   bool read_some() {
+    if (out_ < 0 && err_ < 0 && terminal_ < 0) return false;
     pollfd polled[3] = {{out_, POLLIN, 0}, {err_, POLLIN, 0}, {terminal_, POLLIN, 0}};
     const auto left = deadline_ - std::chrono::steady_clock::now();
     const auto ms = std::chrono::duration_cast<std::chrono::milliseconds>(left).count();

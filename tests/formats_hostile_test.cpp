@@ -30,8 +30,9 @@ std::atomic<size_t> live_bytes{0}, peak_bytes{0};
 
 }  // namespace
 
-// Counts what the readers allocate.
-void* operator new(size_t size, const std::nothrow_t&) noexcept {
+// Counts what the readers allocate. Not inlined: GCC would warn that free() meets another operator
+// new.
+[[gnu::noinline]] void* operator new(size_t size, const std::nothrow_t&) noexcept {
   void* memory = std::malloc(size == 0 ? 1 : size);
   if (memory == nullptr) return nullptr;
   const size_t live = live_bytes += malloc_usable_size(memory);
@@ -40,16 +41,16 @@ void* operator new(size_t size, const std::nothrow_t&) noexcept {
   }
   return memory;
 }
-void* operator new(size_t size) {
+[[gnu::noinline]] void* operator new(size_t size) {
   void* memory = operator new(size, std::nothrow);
   if (memory == nullptr) throw std::bad_alloc();
   return memory;
 }
-void operator delete(void* memory) noexcept {
+[[gnu::noinline]] void operator delete(void* memory) noexcept {
   if (memory != nullptr) live_bytes -= malloc_usable_size(memory);
   std::free(memory);
 }
-void operator delete(void* memory, size_t) noexcept {
+[[gnu::noinline]] void operator delete(void* memory, size_t) noexcept {
   operator delete(memory);
 }
 

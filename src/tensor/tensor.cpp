@@ -26,7 +26,9 @@ constexpr size_t kHugePage = size_t{2} << 20;
 
 }  // namespace
 
-const DTypeTraits& traits(DType dtype) { return kTraits.at(static_cast<size_t>(dtype)); }
+const DTypeTraits& traits(DType dtype) {
+  return kTraits.at(static_cast<size_t>(dtype));
+}
 
 DType dtype_from_name(std::string_view name) {
   std::string known;

@@ -404,15 +404,22 @@ class TypeOracle : public ::testing::TestWithParam<DType> {
  protected:
   std::string name() const { return std::string(traits(GetParam()).name); }
 };
+std::string type_name(const testing::TestParamInfo<DType>& type) {
+  return std::string(traits(type.param).name);
+}
+// Nano's rows of 64 are too short for the blocks of 256.
+class ShortRowTypeOracle : public TypeOracle {};
+INSTANTIATE_TEST_SUITE_P(Types, ShortRowTypeOracle,
+                         ::testing::Values(DType::f16, DType::bf16, DType::q4_0, DType::q8_0),
+                         type_name);
 INSTANTIATE_TEST_SUITE_P(Types, TypeOracle,
                          ::testing::Values(DType::f16, DType::bf16, DType::q4_0, DType::q8_0,
                                            DType::q4_k, DType::q6_k),
-                         [](const auto& type) { return std::string(traits(type.param).name); });
+                         type_name);
 
-TEST_P(TypeOracle, Nano) {
+TEST_P(ShortRowTypeOracle, Nano) {
   TINYLLAMA_NEEDS_ASSET("oracle/nano");
   const reference::Model weights = dequantized(open_checkpoint(asset("oracle/nano")));
-  if (weights.config.hidden % traits(GetParam()).block_size != 0) GTEST_SKIP() << "rows too short";
   const TypeCase c(weights, GetParam());
   c.expect_noise_bounded("nano " + name(), 60);
   c.expect_rounding_reproduced("nano " + name(), 60);

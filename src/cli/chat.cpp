@@ -269,13 +269,16 @@ class Chat {
     out_.flush();
     const EngineStats& now = engine_.stats();
     const int64_t prompt_tokens = now.prompt_tokens - before.prompt_tokens;
+    const int64_t reused = now.reused_tokens - before.reused_tokens;
     const int64_t tokens = now.generated_tokens - before.generated_tokens;
     const char* cut = finish == FinishReason::length      ? "; cut at the limit"
                       : finish == FinishReason::cancelled ? "; stopped"
                                                           : "";
-    note(dim(fmt::format("[{} tokens, {:.1f} tokens/s; prompt {} tokens, {:.2f} s{}]", tokens,
-                         rate(tokens, now.generate_seconds - before.generate_seconds),
-                         prompt_tokens, now.prompt_seconds - before.prompt_seconds, cut)));
+    note(
+        dim(fmt::format("[{} tokens, {:.1f} tokens/s; prompt {} tokens{}, {:.2f} s{}]", tokens,
+                        rate(tokens, now.generate_seconds - before.generate_seconds), prompt_tokens,
+                        reused > 0 ? fmt::format(" after {} still in the cache", reused) : "",
+                        now.prompt_seconds - before.prompt_seconds, cut)));
   }
 
   void save(const std::string& path) {

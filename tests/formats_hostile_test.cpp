@@ -122,7 +122,7 @@ void expect_error(const Reader& reader, const Bytes& bytes, const std::string& w
     ADD_FAILURE() << "taken, though: " << want;
   } catch (const Error& error) {
     EXPECT_NE(std::string(error.what()).find(want), std::string::npos) << error.what();
-    EXPECT_EQ(std::string(error.what()).rfind("[", 0), 0u) << error.what();
+    EXPECT_EQ(error.what()[0], '[') << error.what();
   }
   EXPECT_LE(peak_bytes - before, 100 * bytes.size() + 100'000) << want;
 }
@@ -283,7 +283,7 @@ Bytes gguf_pair(const std::string& key, uint32_t type, const std::function<void(
   return bytes;
 }
 
-Bytes gguf_tensor(std::vector<uint64_t> dims, uint32_t type, uint64_t offset, size_t data) {
+Bytes gguf_tensor(const std::vector<uint64_t>& dims, uint32_t type, uint64_t offset, size_t data) {
   Bytes bytes = gguf_start(3, 1, 0);
   put_text(bytes, "token_embd.weight");
   put(bytes, static_cast<uint32_t>(dims.size()));
@@ -436,7 +436,7 @@ TEST(EvilGguf, UnknownTypesAreNamedWithTheRemedy) {
 }
 
 TEST(EvilGguf, Vocabularies) {
-  const auto vocab = [](std::vector<std::string_view> tokens, std::vector<float> scores,
+  const auto vocab = [](const std::vector<std::string_view>& tokens, std::vector<float> scores,
                         std::vector<int32_t> types, const char* extra = "", uint32_t id = 0) {
     GgufHeader header;
     header.add("tokenizer.ggml.model", "llama");
@@ -541,7 +541,7 @@ TEST(EvilSafetensors, Entries) {
 // ---- llama2.c ----
 
 TEST(EvilLlama2c, Headers) {
-  const auto header = [](std::vector<int32_t> fields) {
+  const auto header = [](const std::vector<int32_t>& fields) {
     Bytes bytes;
     for (const int32_t field : fields) put(bytes, field);
     return bytes;

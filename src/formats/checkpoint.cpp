@@ -99,7 +99,8 @@ void align(Checkpoint& checkpoint) {
 
 // The vocabulary of a .bin lies beside it: tokenizer.model, tok<vocab_size>*.model, then the same
 // as .bin; the first that has the right number of pieces.
-std::optional<Vocab> vocab_beside(const std::string& path, int64_t vocab_size) {
+std::optional<Vocab> vocab_beside(const std::string& path, int64_t vocab_size,
+                                  std::vector<std::string>& notes) {
   const std::string folder = parent_of(path), prefix = fmt::format("tok{}", vocab_size);
   std::vector<std::string> names;
   std::error_code ignored;
@@ -117,8 +118,14 @@ std::optional<Vocab> vocab_beside(const std::string& path, int64_t vocab_size) {
     return model_a != model_b ? model_a : a > b;  // "tokenizer" before "tok512"
   });
   for (const std::string& name : names) {
-    Vocab vocab = open_vocab(folder + "/" + name);
-    if (static_cast<int64_t>(vocab.pieces.size()) == vocab_size) return vocab;
+    const MappedFile file(fmt::format("{}/{}", folder, name));
+    try {
+      Vocab vocab = name.ends_with(".model") ? parse_sentencepiece(file.bytes(), file.path())
+                                             : parse_llama2c_vocab(file.bytes(), file.path());
+      if (static_cast<int64_t>(vocab.pieces.size()) == vocab_size) return vocab;
+    } catch (const Error& error) {
+      notes.push_back(fmt::format("passed over: {}", error.what()));
+    }
   }
   return {};
 }
@@ -129,7 +136,7 @@ Checkpoint open_llama2c(const std::shared_ptr<const MappedFile>& file, const std
   result.path = path;
   result.name = fs::path(path).stem().string();
   result.files.push_back(file);
-  result.vocab = vocab_beside(path, result.config.vocab_size);
+  result.vocab = vocab_beside(path, result.config.vocab_size, result.notes);
   if (!result.vocab)
     result.notes.push_back(
         fmt::format("no tokenizer of {} pieces beside it (tokenizer.model, "
@@ -264,8 +271,8 @@ Vocab open_vocab(const std::string& path) {
       file.size() > 2 && file.bytes()[0] == std::byte{0x0a} && file.bytes()[1] != std::byte{0};
   if (path.ends_with(".model") || message) return parse_sentencepiece(file.bytes(), path);
   if (is_llama2c_model(file)) {
-    const Checkpoint model = parse_llama2c(file.bytes(), path);
-    return need_vocab(vocab_beside(path, model.config.vocab_size), path);
+    Checkpoint model = parse_llama2c(file.bytes(), path);
+    return need_vocab(vocab_beside(path, model.config.vocab_size, model.notes), path);
   }
   return parse_llama2c_vocab(file.bytes(), path);
 }

@@ -398,42 +398,42 @@ void put_string(std::string& out, std::string_view text) {
 
 }  // namespace
 
-void GgufHeader::key(std::string_view name, GgufType type) {
-  put_string(metadata_, name);
+void GgufHeader::start(std::string_view key, GgufType type) {
+  put_string(metadata_, key);
   put(metadata_, static_cast<uint32_t>(type));
   n_metadata_++;
 }
 
-void GgufHeader::add(std::string_view name, uint32_t value) {
-  key(name, GgufType::u32);
+void GgufHeader::add(std::string_view key, uint32_t value) {
+  start(key, GgufType::u32);
   put(metadata_, value);
 }
-void GgufHeader::add(std::string_view name, float value) {
-  key(name, GgufType::f32);
+void GgufHeader::add(std::string_view key, float value) {
+  start(key, GgufType::f32);
   put(metadata_, value);
 }
-void GgufHeader::add(std::string_view name, bool value) {
-  key(name, GgufType::boolean);
+void GgufHeader::add(std::string_view key, bool value) {
+  start(key, GgufType::boolean);
   put(metadata_, static_cast<uint8_t>(value ? 1 : 0));
 }
-void GgufHeader::add(std::string_view name, std::string_view value) {
-  key(name, GgufType::string);
+void GgufHeader::add(std::string_view key, std::string_view value) {
+  start(key, GgufType::string);
   put_string(metadata_, value);
 }
-void GgufHeader::add(std::string_view name, const std::vector<std::string_view>& values) {
-  key(name, GgufType::array);
+void GgufHeader::add(std::string_view key, const std::vector<std::string_view>& values) {
+  start(key, GgufType::array);
   put(metadata_, static_cast<uint32_t>(GgufType::string));
   put(metadata_, static_cast<uint64_t>(values.size()));
   for (const std::string_view value : values) put_string(metadata_, value);
 }
-void GgufHeader::add(std::string_view name, std::span<const float> values) {
-  key(name, GgufType::array);
+void GgufHeader::add(std::string_view key, std::span<const float> values) {
+  start(key, GgufType::array);
   put(metadata_, static_cast<uint32_t>(GgufType::f32));
   put(metadata_, static_cast<uint64_t>(values.size()));
   for (const float value : values) put(metadata_, value);
 }
-void GgufHeader::add(std::string_view name, std::span<const int32_t> values) {
-  key(name, GgufType::array);
+void GgufHeader::add(std::string_view key, std::span<const int32_t> values) {
+  start(key, GgufType::array);
   put(metadata_, static_cast<uint32_t>(GgufType::i32));
   put(metadata_, static_cast<uint64_t>(values.size()));
   for (const int32_t value : values) put(metadata_, value);

@@ -95,7 +95,7 @@ class GgufHeader {
   std::string finish() const;
 
  private:
-  void key(std::string_view name, GgufType type);
+  void start(std::string_view key, GgufType type);
 
   std::string metadata_, tensors_;
   uint64_t n_metadata_ = 0, n_tensors_ = 0, offset_ = 0;

@@ -64,7 +64,7 @@ void add_shards(const std::string& folder, Checkpoint& into) {
   for (const auto& [tensor, file] : index) shards.insert(file);
   if (shards.size() > kMaxShards)
     fail(fmt::format("[load] {}: at most {} files, got {}", index_path, kMaxShards, shards.size()));
-  for (const std::string& shard : shards) add_tensors(folder + "/" + shard, into);
+  for (const std::string& shard : shards) add_tensors(fmt::format("{}/{}", folder, shard), into);
 }
 
 void add_weights(const std::string& folder, const std::string& weights, Checkpoint& into) {
@@ -207,6 +207,7 @@ struct FolderWriter {
 
   void write_shard(const std::string& path, const std::vector<TensorSpec>& specs) {
     std::vector<SafetensorsItem> items;
+    items.reserve(specs.size());
     for (const TensorSpec& spec : specs) items.push_back(item(spec));
     write_safetensors(path, items);
   }
@@ -222,7 +223,7 @@ struct FolderWriter {
     for (size_t i = 0; i < shards.size(); i++) {
       const std::string name =
           fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
-      write_shard(folder + "/" + name, shards[i]);
+      write_shard(fmt::format("{}/{}", folder, name), shards[i]);
       for (const TensorSpec& spec : shards[i]) index[spec.name] = name;
     }
     write_text(folder + "/" + kIndex, make_weight_index(index, total));

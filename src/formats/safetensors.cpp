@@ -118,7 +118,7 @@ std::vector<int64_t> widen(std::span<const std::byte> data) {
   for (size_t i = 0; i < values.size(); i++) {
     T value;
     std::memcpy(&value, data.data() + i * sizeof(T), sizeof(T));
-    values[i] = static_cast<int64_t>(value);
+    values[i] = int64_t{value};  // with its sign
   }
   return values;
 }
@@ -250,6 +250,7 @@ void write_safetensors(const std::string& path, const std::vector<SafetensorsIte
 
 void write_safetensors(const std::string& path, const std::vector<NamedArray>& arrays) {
   std::vector<SafetensorsItem> items;
+  items.reserve(arrays.size());
   for (const NamedArray& array : arrays) {
     items.push_back({array.name, DType::f32, array.shape, [values = array.values](AtomicFile& out) {
                        out.write(std::as_bytes(values));

@@ -121,7 +121,7 @@ std::unordered_map<std::string_view, TokenId> piece_index(const Vocab& vocab) {
 
 std::string unused_text(const std::unordered_map<std::string_view, TokenId>& index, size_t id) {
   std::string text = fmt::format("[PAD{}]", id);
-  while (index.contains(text)) text = "[" + text + "]";
+  while (index.contains(text)) text = fmt::format("[{}]", text);
   return text;
 }
 

@@ -67,6 +67,7 @@ DType fitting(DType dtype, int64_t cols) {
 
 std::vector<std::string> quantize_types() {
   std::vector<std::string> names;
+  names.reserve(kPolicies.size());
   for (const Policy& policy : kPolicies) names.emplace_back(policy.name);
   return names;
 }

@@ -5,26 +5,30 @@
 
 #include <fstream>
 #include <iterator>
+#include <string_view>
 
 namespace tinyllama::testing {
 namespace {
 
-constexpr const char* kWords[] = {"\xE2\x96\x81", "t", "h", "e", "c", "a", "s", "o", "n", "d"};
-constexpr const char* kMerges[] = {"\xE2\x96\x81t",
-                                   "he",
-                                   "\xE2\x96\x81the",
-                                   "at",
-                                   "cat",
-                                   "\xE2\x96\x81"
-                                   "a",
-                                   "\xE2\x96\x81s",
-                                   "\xE2\x96\x81sat",
-                                   "on",
-                                   "and",
-                                   "\xE2\x96\x81"
-                                   "and",
-                                   "s\xC3\xA9",
-                                   "\xC3\xA9"};
+// "_" stands for U+2581 and "e'" for an accented letter of two bytes.
+constexpr const char* kWords[] = {"_", "t", "h", "e", "c", "a", "s", "o", "n", "d"};
+constexpr const char* kMerges[] = {"_t",   "he", "_the", "at",   "cat", "_a", "_s",
+                                   "_sat", "on", "and",  "_and", "se'", "e'"};
+
+std::string piece_text(std::string_view word) {
+  std::string text;
+  for (size_t i = 0; i < word.size(); i++) {
+    if (word[i] == '_') {
+      text += "\xE2\x96\x81";
+    } else if (word.substr(i, 2) == "e'") {
+      text += "\xC3\xA9";
+      i++;
+    } else {
+      text += word[i];
+    }
+  }
+  return text;
+}
 
 Checkpoint with_texts(Checkpoint checkpoint) {
   checkpoint.name = "tiny";
@@ -48,8 +52,10 @@ Vocab tiny_vocab() {
     vocab.pieces.push_back({text, 0, PieceType::byte});
   }
   float score = 0;
-  for (const char* text : kMerges) vocab.pieces.push_back({text, score--, PieceType::normal});
-  for (const char* text : kWords) vocab.pieces.push_back({text, score--, PieceType::normal});
+  for (const char* text : kMerges)
+    vocab.pieces.push_back({piece_text(text), score--, PieceType::normal});
+  for (const char* text : kWords)
+    vocab.pieces.push_back({piece_text(text), score--, PieceType::normal});
   while (vocab.pieces.size() < 299)
     vocab.pieces.push_back({std::string(1, static_cast<char>('A' + (vocab.pieces.size() - 282))),
                             score--, PieceType::normal});

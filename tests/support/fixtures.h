@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "formats/checkpoint.h"
 #include "support/tiny_model.h"
 #include "text/vocab.h"
@@ -30,6 +31,21 @@ class TinyCheckpoint {
   MemoryCheckpoint memory_;
   Checkpoint checkpoint_;
 };
+
+inline DTypeChoice always(DType dtype) {
+  return [dtype](const TensorSpec&) { return dtype; };
+}
+
+// The message of the Error that `action` throws.
+template <class Action>
+std::string error_of(const Action& action) {
+  try {
+    action();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
 
 std::vector<std::byte> read_bytes(const std::string& path);
 void write_bytes(const std::string& path, std::span<const std::byte> bytes);

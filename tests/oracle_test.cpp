@@ -404,7 +404,7 @@ class TypeOracle : public ::testing::TestWithParam<DType> {
  protected:
   std::string name() const { return std::string(traits(GetParam()).name); }
 };
-std::string type_name(const testing::TestParamInfo<DType>& type) {
+std::string type_name(const ::testing::TestParamInfo<DType>& type) {
   return std::string(traits(type.param).name);
 }
 // Nano's rows of 64 are too short for the blocks of 256.

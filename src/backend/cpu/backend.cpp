@@ -27,9 +27,11 @@ using cpu::kTileRows;
 using cpu::KvFormat;
 using cpu::PackedPart;
 
-constexpr int64_t kTilesPerBlock = 4;     // tiles that share one pass over the columns; stay in L2
-constexpr int64_t kSerialFloats = 16384;  // row-wise work below this is not worth a join
-constexpr int64_t kQueriesPerJob = 64;    // queries of one attention job; their state stays in L2
+constexpr int64_t kTilesPerBlock = 4;  // tiles that share one pass over the columns; stay in L2
+// Work below these is not worth a join, which on a busy machine waits for the other threads' turn.
+constexpr int64_t kSerialFloats = 16384;        // of row-wise operations
+constexpr int64_t kSerialProducts = 64 * 1024;  // multiply-adds of a matrix product or of attention
+constexpr int64_t kQueriesPerJob = 64;  // queries of one attention job; their state stays in L2
 
 KvFormat kv_format(DType dtype) {
   switch (dtype) {
@@ -123,7 +125,7 @@ class CpuBackend final : public Backend {
     TL_CHECK(x.cols == w.cols && y.cols == w.rows && x.rows == y.rows && x.rows > 0);
     pack_activations(w, x);
     const int64_t blocks = count_blocks(w);
-    pool_.for_ranges(blocks, 1, [&](int64_t begin, int64_t end) {
+    const auto products = [&](int64_t begin, int64_t end) {
       int64_t at = 0;
       for (size_t p = 0; p < w.parts.size(); p++) {
         const int64_t n = part_blocks(w.parts[p]);
@@ -131,7 +133,12 @@ class CpuBackend final : public Backend {
           block_product(w, p, b - at, y, accumulate);
         at += n;
       }
-    });
+    };
+    if (w.rows * w.cols * x.rows <= kSerialProducts) {
+      products(0, blocks);
+    } else {
+      pool_.for_ranges(blocks, 1, products);
+    }
   }
 
   void rope_store(Tensor qkv, int64_t n_heads, const KvLayer& kv) override {
@@ -163,14 +170,18 @@ class CpuBackend final : public Backend {
     const int64_t rows_per_job = std::max<int64_t>(1, kQueriesPerJob / group);
     // Jobs: (row tile of a segment, kv head), kv heads innermost.
     jobs_.clear();
-    for (size_t s = 0; s < batch_->segments.size(); s++)
-      for (int64_t row = 0; row < batch_->segments[s].n_rows; row += rows_per_job)
+    int64_t products = 0;  // query and key pairs of one head
+    for (size_t s = 0; s < batch_->segments.size(); s++) {
+      const Segment& segment = batch_->segments[s];
+      products += segment.n_rows * (segment.past + segment.n_rows);
+      for (int64_t row = 0; row < segment.n_rows; row += rows_per_job)
         jobs_.push_back({static_cast<int32_t>(s), row});
+    }
     const size_t floats =
         static_cast<size_t>(cpu::attention_scratch(rows_per_job, group, shape.head_dim));
     const auto n_jobs = static_cast<int64_t>(jobs_.size()) * shape.n_kv_heads;
     std::atomic<int64_t> next{0};
-    pool_.run([&](int thread) {
+    const auto work = [&](int thread) {
       auto* scratch = reinterpret_cast<float*>(
           job_scratch_[static_cast<size_t>(thread)].get(floats * sizeof(float)));
       for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n_jobs;) {
@@ -195,7 +206,12 @@ class CpuBackend final : public Backend {
         job.scratch = scratch;
         k_.attention(job);
       }
-    });
+    };
+    if (products * n_heads * shape.head_dim <= kSerialProducts) {
+      work(0);
+    } else {
+      pool_.run(work);
+    }
   }
 
   void gather_logit_rows(TensorView x, Tensor y) override {

@@ -1,4 +1,5 @@
-// base/: files that appear only when complete, a pool that runs every item once and survives exceptions.
+// base/: files that appear only when complete, a pool that runs every item once and survives
+// exceptions.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -106,7 +107,9 @@ TEST(Rng, KnownAnswers) {
   EXPECT_NE(hash_key(1, 2), hash_key(2, 1));
 }
 
-TEST(CpuInfo, AtLeastOneCore) { EXPECT_GE(available_cores(), 1); }
+TEST(CpuInfo, AtLeastOneCore) {
+  EXPECT_GE(available_cores(), 1);
+}
 
 }  // namespace
 }  // namespace tinyllama

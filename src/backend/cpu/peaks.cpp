@@ -9,6 +9,17 @@ namespace {
 constexpr int kChains =
     12;  // enough to cover the latency of two units, few enough to stay in registers
 
+// Makes a value one that the compiler knows nothing of: equal chains must not become one.
+template <class T>
+TL_INLINE T opaque(T value) {
+#if defined(__x86_64__)
+  asm volatile("" : "+x"(value));
+#elif defined(__aarch64__)
+  asm volatile("" : "+w"(value));
+#endif
+  return value;
+}
+
 // Keeps a value alive without storing it.
 template <class T>
 TL_INLINE void keep(T value) {
@@ -24,7 +35,7 @@ TL_INLINE void keep(T value) {
 double peak_fp32(int64_t n) {
   F acc[kChains];
   TL_UNROLL(12)
-  for (int c = 0; c < kChains; c++) acc[c] = set_f(1);
+  for (int c = 0; c < kChains; c++) acc[c] = opaque(set_f(1));
   const F scale = set_f(0.999f), add = set_f(0.001f);
   for (int64_t i = 0; i < n; i++) {
     TL_UNROLL(12)
@@ -38,7 +49,7 @@ double peak_fp32(int64_t n) {
 double peak_bf16(int64_t n) {
   F acc[kChains];
   TL_UNROLL(12)
-  for (int c = 0; c < kChains; c++) acc[c] = set_f(0);
+  for (int c = 0; c < kChains; c++) acc[c] = opaque(set_f(0));
   const I w = set_i(0x3c003c00);  // pairs of 2^-7
   alignas(64) int32_t pair[1] = {0x3c003c00};
   asm volatile("" : "+m"(pair));
@@ -54,13 +65,13 @@ double peak_bf16(int64_t n) {
 double peak_int8(int64_t n) {
   I acc[kChains];
   TL_UNROLL(12)
-  for (int c = 0; c < kChains; c++) acc[c] = set_i(0);
-  const I u = set_i(0x01010101);
+  for (int c = 0; c < kChains; c++) acc[c] = opaque(set_i(0));
+  const I u = set_i(0x01010101);  // opaque each time: a product is not to be computed once for all
   alignas(64) int32_t x[1] = {0x01ff01ff};
   asm volatile("" : "+m"(x));
   for (int64_t i = 0; i < n; i++) {
     TL_UNROLL(12)
-    for (int c = 0; c < kChains; c++) acc[c] = dot4(acc[c], u, x);
+    for (int c = 0; c < kChains; c++) acc[c] = dot4(acc[c], opaque(u), x);
   }
   TL_UNROLL(12)
   for (int c = 0; c < kChains; c++) keep(acc[c]);

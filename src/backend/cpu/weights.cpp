@@ -86,7 +86,7 @@ void pack_q4_k(Rows rows, int64_t cols, uint8_t* to) {
       for (int b = 0; b < 8; b++) {
         for (int v = 0; v < 4; v++) {
           const uint32_t low = word(block.q + b / 2 * 32, static_cast<size_t>(v));
-          const uint32_t high = word(block.q + b / 2 * 32, static_cast<size_t>(v + 4));
+          const uint32_t high = word(block.q + b / 2 * 32, static_cast<size_t>(v) + 4);
           const uint32_t packed = b % 2 == 0 ? (low & 0x0f0f0f0fu) | ((high & 0x0f0f0f0fu) << 4)
                                              : ((low >> 4) & 0x0f0f0f0fu) | (high & 0xf0f0f0f0u);
           put_word(to + b * 256, v, lane, packed);

@@ -87,7 +87,7 @@ TEST(Docs, TheTreeNamesAllThatExists) {
     for (const auto& entry : fs::directory_iterator(kRoot / folder)) {
       const std::string name = entry.path().filename();
       if (name == "CMakeLists.txt" || name.starts_with('.')) continue;
-      const std::string path = folder + "/" + name;
+      const std::string path = fs::path(folder) / name;
       const auto& listed = entry.is_directory() ? tree.folders : tree.files;
       EXPECT_TRUE(listed.contains(path)) << path << " is not in the README's tree";
     }

@@ -1,5 +1,6 @@
 // `tinyllama generate`: continues a prompt, or answers it in a chat model's format, as text or as
 // JSON.
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
@@ -121,6 +122,11 @@ json answer_json(const Answer& answer, bool with_text, bool with_logprobs) {
   return object;
 }
 
+// A time without digits that mean nothing.
+double microseconds(double seconds) {
+  return std::round(seconds * 1e6) / 1e6;
+}
+
 void print_json(const GenerateOptions& o, const Request& request, const LoadedModel& model,
                 const Engine& engine, const std::vector<Answer>& answers, Output& out) {
   const EngineStats& stats = engine.stats();
@@ -131,11 +137,11 @@ void print_json(const GenerateOptions& o, const Request& request, const LoadedMo
   if (answers.size() > 1)
     for (const Answer& answer : answers)
       object["samples"].push_back(answer_json(answer, text, logprobs));
-  object["stats"] = {{"load_s", model.load_seconds},
+  object["stats"] = {{"load_s", microseconds(model.load_seconds)},
                      {"prompt_tokens", stats.prompt_tokens},
-                     {"prompt_s", stats.prompt_seconds},
+                     {"prompt_s", microseconds(stats.prompt_seconds)},
                      {"generated_tokens", stats.generated_tokens},
-                     {"generate_s", stats.generate_seconds}};
+                     {"generate_s", microseconds(stats.generate_seconds)}};
   out.print("{}\n", object.dump(-1, ' ', false, json::error_handler_t::replace));
 }
 

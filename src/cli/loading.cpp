@@ -115,7 +115,7 @@ void declare_model(Options& options, ModelOptions& model) {
 
 std::string resolve_model(const std::string& path) {
   if (!path.empty()) return path;
-  const std::string named = environment("TINYLLAMA_MODEL");
+  std::string named = environment("TINYLLAMA_MODEL");
   if (!named.empty()) return named;
   std::vector<Candidate> candidates;
   for (const fs::path& folder : model_folders()) add_candidates(folder, candidates);

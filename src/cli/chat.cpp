@@ -108,10 +108,12 @@ class Chat {
                model_.checkpoint.name, model_.checkpoint.format,
                static_cast<double>(model_.llama->config().parameters()) / 1e6, template_.name(),
                engine_.context(), model_.load_seconds);
-    if (template_.format() == ChatFormat::plain)
-      out_.write(
-          "This model tells of no chat format: it will continue your text, not answer it "
-          "(--chat-template NAME sets one).\n");
+    if (template_.format() == ChatFormat::plain && !options_.chat_template)
+      out_.print(
+          "{}: it will continue your text, not answer it (--chat-template NAME sets another).\n",
+          model_.tokenizer->vocab().chat_template.empty()
+              ? "This model tells of no chat format"
+              : "This model's chat template is none of the built-in formats");
     out_.write("/help shows the commands.\n");
     out_.flush();
   }

@@ -78,8 +78,11 @@ void note(std::string_view text) {
 InterruptGuard::InterruptGuard() {
   interrupts = 0;
   int ends[2] = {-1, -1};
-  if (::pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0)
-    fail(fmt::format("[start] pipe: {}", std::strerror(errno)));
+  if (::pipe(ends) != 0) fail(fmt::format("[start] pipe: {}", std::strerror(errno)));
+  for (const int end : ends) {
+    ::fcntl(end, F_SETFD, FD_CLOEXEC);
+    ::fcntl(end, F_SETFL, O_NONBLOCK);
+  }
   wake_read = ends[0];
   wake_write = ends[1];
   handle(SIGINT, on_interrupt);

@@ -11,6 +11,7 @@ namespace {
 struct ConvertOptions {
   std::string in, out;
   std::optional<std::string> dtype;
+  int threads = 0;
 };
 
 // The type most of the model's numbers have, when it is a plain float; F16 for quantized ones.
@@ -25,7 +26,7 @@ void run(const ConvertOptions& o, Output& out) {
   const Checkpoint checkpoint = open_checkpoint(o.in);
   for (const std::string& text : checkpoint.notes) note("note: " + text);
   const DType dtype = o.dtype ? dtype_from_name(*o.dtype) : main_type(checkpoint);
-  ThreadPool pool;
+  ThreadPool pool(o.threads);
   {
     ProgressBar bar;
     if (o.out.ends_with(".gguf")) {
@@ -57,6 +58,8 @@ Action convert(Options& options) {
   options.add(o->dtype, {.flags = "--dtype",
                          .help = "Type of the weights; unset: as they are, f16 for quantized ones",
                          .choices = {"f32", "f16", "bf16"}});
+  options.add(o->threads,
+              {.flags = "--threads", .help = "Threads; 0: one per core", .min = 0, .max = 1024});
   options.example("tinyllama convert stories260K.bin stories260K",
                   "llama2.c to a Hugging Face folder");
   options.example("tinyllama convert TinyLlama-1.1B-Chat-v1.0 chat.gguf --dtype f16",

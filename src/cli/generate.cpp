@@ -232,9 +232,10 @@ Action generate(Options& options) {
   auto o = std::make_shared<GenerateOptions>();
   options.group("Prompt");
   options.add(o->prompt, {.flags = "-p,--prompt", .help = "The text to continue"});
-  options.add(o->file, {.flags = "-f,--file",
-                        .help = "The prompt from a file; - for standard input",
-                        .placeholder = "FILE"});
+  options.add(o->file,
+              {.flags = "-f,--file",
+               .help = "The prompt from a file, without its last line end; - for standard input",
+               .placeholder = "FILE"});
   options.add(
       o->ids,
       {.flags = "--ids",

@@ -109,7 +109,7 @@ struct Engine::Impl {
   void plan_decodes();
   void plan_prompts();
   void add(OpenRequest& open, Sequence& sequence, int64_t n_rows);
-  void make_room(OpenRequest& open, Sequence& sequence, int64_t n_rows);
+  void make_room(OpenRequest& open, Sequence& sequence, int64_t n_rows) const;
   void run();
   void commit();
   void fork(OpenRequest& open);
@@ -353,7 +353,7 @@ void Engine::Impl::add(OpenRequest& open, Sequence& sequence, int64_t n_rows) {
 }
 
 // Makes the cache ready for the rows. A full context gives up half of what it need not keep.
-void Engine::Impl::make_room(OpenRequest& open, Sequence& sequence, int64_t n_rows) {
+void Engine::Impl::make_room(OpenRequest& open, Sequence& sequence, int64_t n_rows) const {
   if (sequence.kv.length() + n_rows > context) {
     TL_CHECK(open.request.when_full == WhenFull::shift && n_rows == 1);
     const int64_t keep = open.request.keep;

@@ -19,10 +19,12 @@ constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 template <int kWidth>
 struct Vectors {
+  // NOLINTBEGIN(modernize-use-using): an alias drops the attribute when its size depends on kWidth
   typedef double Double __attribute__((vector_size(kWidth * sizeof(double))));
   typedef float Float __attribute__((vector_size(kWidth * sizeof(float))));
   typedef int32_t Int __attribute__((vector_size(kWidth * sizeof(int32_t))));
   typedef uint64_t Word __attribute__((vector_size(kWidth * sizeof(uint64_t))));
+  // NOLINTEND(modernize-use-using)
 };
 
 // x = e^x: 2^n times the Taylor series of e^r, |r| <= ln(2) / 2, to r^13 / 13!.

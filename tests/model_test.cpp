@@ -381,7 +381,7 @@ TEST(Loading, GivesPackedPagesBackAndKeepsTheEmbedding) {
   const int64_t resident = resident_bytes(path);
   if (resident < 0) GTEST_SKIP() << "no /proc/self/smaps";
   EXPECT_GT(std::filesystem::file_size(path), 8u << 20);
-  EXPECT_LT(resident, 1 << 20);
+  EXPECT_LT(resident, 4 << 20);  // a row of the embedding may map the 2 MiB around it
 }
 
 // ---- The forward pass, on every backend

@@ -125,6 +125,9 @@ Llama::Llama(Backend& backend, const Checkpoint& checkpoint, const Progress& pro
   }
   weights_.norm = load.norm("model.norm.weight");
   weights_.head = load.matrix({config_.tied_embeddings ? embed : "lm_head.weight"});
+  // A fault may map much more than it asks for (Linux: the whole folio, up to 2 MiB), also of
+  // neighbours that were given back before. Rows of the embedding come back as tokens ask for them.
+  for (const auto& file : checkpoint.files) file->drop(0, file->size());
 }
 
 DType Llama::default_kv_type() const {

@@ -43,9 +43,9 @@ void q4_k_scale_min(const BlockQ4_K& block, int j, uint8_t& scale, uint8_t& min)
 
 // Decodes `n` elements (a multiple of the block size) from `from`, any dtype, to FP32.
 void decode_row(DType dtype, const std::byte* from, float* to, int64_t n);
-// Encodes `n` FP32 values to `dtype`. Q4_K and Q6_K minimize the squared error, weighted by |x| as
-// llama.cpp's quantizer without an importance matrix does; Q4_0 and Q8_0 follow ggml's reference
-// exactly.
+// Encodes `n` FP32 values to `dtype`. Q4_K minimizes the squared error weighted by rms + |x|, Q6_K
+// that weighted by x^2, as llama.cpp's quantizer without an importance matrix does; Q4_0 and Q8_0
+// follow ggml's reference exactly.
 void encode_row(DType dtype, const float* from, std::byte* to, int64_t n);
 
 }  // namespace tinyllama

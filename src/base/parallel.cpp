@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "base/cpu_info.h"
+#include "base/error.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -18,8 +20,12 @@
 namespace tinyllama {
 namespace {
 
-constexpr int kSpins =
-    20000;  // about 50 microseconds, the longest gap between two jobs of one step
+using Clock = std::chrono::steady_clock;
+
+// The longest gap between two jobs of one step; a processor's pause takes 10 to 150 cycles, so time
+// is asked.
+constexpr auto kSpinTime = std::chrono::microseconds(100);
+constexpr int kPausesPerLook = 32;
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -29,10 +35,45 @@ inline void relax() {
 #endif
 }
 
+// Whether `done` came true while spinning for kSpinTime.
+template <class Done>
+bool spin_until(const Done& done) {
+  Clock::time_point end = {};
+  for (int pause = 0;; pause++) {
+    if (done()) return true;
+    relax();
+    if (pause % kPausesPerLook != 0) continue;
+    const Clock::time_point now = Clock::now();
+    if (pause == 0) end = now + kSpinTime;
+    if (now >= end) return false;
+  }
+}
+
+// The items of one thread that nobody has taken yet: [begin, end), both in one word so that the
+// owner can take from the front and the others from the back.
+struct alignas(64) Part {
+  std::atomic<uint64_t> bounds{0};
+
+  void set(uint64_t begin, uint64_t end) {
+    bounds.store(begin << 32 | end, std::memory_order_relaxed);
+  }
+  int64_t take(bool from_front) {
+    uint64_t now = bounds.load(std::memory_order_relaxed);
+    for (;;) {
+      const uint64_t begin = now >> 32, end = now & 0xffffffffu;
+      if (begin >= end) return -1;
+      const uint64_t next = from_front ? (begin + 1) << 32 | end : begin << 32 | (end - 1);
+      if (bounds.compare_exchange_weak(now, next, std::memory_order_relaxed))
+        return static_cast<int64_t>(from_front ? begin : end - 1);
+    }
+  }
+};
+
 }  // namespace
 
 struct ThreadPool::State {
   std::vector<std::thread> threads;
+  std::vector<Part> parts;  // one per thread, for for_each
   std::mutex mutex;
   std::condition_variable wake;
   std::atomic<uint32_t> generation{0};  // counts jobs; a worker waits for it to change
@@ -53,10 +94,7 @@ struct ThreadPool::State {
 
   // Returns when generation differs from `seen`.
   void wait_for_job(uint32_t seen) {
-    for (int spin = 0; spin < kSpins; spin++) {
-      if (generation.load(std::memory_order_acquire) != seen) return;
-      relax();
-    }
+    if (spin_until([&] { return generation.load(std::memory_order_acquire) != seen; })) return;
     std::unique_lock lock(mutex);
     sleepers.fetch_add(1, std::memory_order_seq_cst);
     wake.wait(lock, [&] { return generation.load(std::memory_order_seq_cst) != seen; });
@@ -86,6 +124,7 @@ struct ThreadPool::State {
 
 ThreadPool::ThreadPool(int n_threads) : state_(std::make_unique<State>()) {
   const int n = n_threads > 0 ? n_threads : available_cores();
+  state_->parts = std::vector<Part>(static_cast<size_t>(n));
   for (int thread = 1; thread < n; thread++)
     state_->threads.emplace_back([this, thread] { state_->work(thread); });
 }
@@ -107,12 +146,10 @@ void ThreadPool::run(const std::function<void(int)>& job) {
   s.unfinished.store(static_cast<int>(s.threads.size()), std::memory_order_relaxed);
   s.announce();
   s.guarded(0);
-  for (int spin = 0; s.unfinished.load(std::memory_order_acquire) != 0; spin++) {
-    if (spin < kSpins) {
-      relax();
-    } else {
-      std::this_thread::yield();  // a core was taken from us; let the late worker have this one
-    }
+  const auto done = [&] { return s.unfinished.load(std::memory_order_acquire) == 0; };
+  if (!spin_until(done)) {
+    while (!done())
+      std::this_thread::yield();  // a core was taken from us; the late worker may have this one
   }
   if (s.error) std::rethrow_exception(std::exchange(s.error, nullptr));
 }
@@ -138,9 +175,18 @@ void ThreadPool::for_each(int64_t n, const std::function<void(int64_t)>& body) {
     for (int64_t item = 0; item < n; item++) body(item);
     return;
   }
-  std::atomic<int64_t> next{0};
-  run([&](int) {
-    for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < n;) body(item);
+  const int64_t n_parts = size();
+  TL_CHECK(n < int64_t{1} << 32);
+  std::vector<Part>& parts = state_->parts;
+  for (int64_t i = 0; i < n_parts; i++) {
+    parts[static_cast<size_t>(i)].set(static_cast<uint64_t>(n * i / n_parts),
+                                      static_cast<uint64_t>(n * (i + 1) / n_parts));
+  }
+  run([&](int thread) {
+    for (int64_t i = 0; i < n_parts; i++) {
+      Part& part = parts[static_cast<size_t>((thread + i) % n_parts)];
+      for (int64_t item; (item = part.take(i == 0)) >= 0;) body(item);
+    }
   });
 }
 

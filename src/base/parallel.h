@@ -28,8 +28,9 @@ class ThreadPool {
   // calls body(begin, end) for each non-empty one. Runs inline when there is one range only.
   void for_ranges(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t)>& body);
 
-  // Calls body(item) for every item in [0, n); items are handed out one by one, so uneven ones
-  // balance.
+  // Calls body(item) for every item in [0, n), n < 2^32. Each thread walks a contiguous part of its
+  // own, front to back; one that is done takes items from the back of the others' parts, so that
+  // uneven items, and cores that others slow down, balance.
   void for_each(int64_t n, const std::function<void(int64_t)>& body);
 
  private:

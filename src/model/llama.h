@@ -74,7 +74,7 @@ class Activations {
   Tensor normed_;            // (rows, max(hidden, intermediate, q_dim)) input of the next product
   Tensor qkv_;               // (rows, q_dim + 2 kv_dim)
   Tensor gate_up_;           // (rows, 2 intermediate)
-  Tensor last_;              // (logit_rows, hidden)
+  Tensor last_;              // (logit_rows, hidden) the residual stream of the last layer's end
   Tensor logits_;            // (logit_rows, vocab)
   std::vector<float> rope_;  // (rows, head_dim)
 };
@@ -95,6 +95,7 @@ class Forward {
   void embed();
   void layer(int64_t index);
   void head();
+  int64_t n_logits() const { return static_cast<int64_t>(batch_.logit_rows.size()); }
 
   const Llama& model_;
   const Batch& batch_;

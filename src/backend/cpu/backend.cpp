@@ -124,20 +124,24 @@ class CpuBackend final : public Backend {
     const auto& w = static_cast<const CpuPacked&>(packed);
     TL_CHECK(x.cols == w.cols && y.cols == w.rows && x.rows == y.rows && x.rows > 0);
     pack_activations(w, x);
-    const int64_t blocks = count_blocks(w);
-    const auto products = [&](int64_t begin, int64_t end) {
-      int64_t at = 0;
-      for (size_t p = 0; p < w.parts.size(); p++) {
-        const int64_t n = part_blocks(w.parts[p]);
-        for (int64_t b = std::max(begin, at); b < std::min(end, at + n); b++)
-          block_product(w, p, b - at, y, accumulate);
-        at += n;
-      }
+    // A block of tiles shares each pass over the columns; with one group of them there is nothing
+    // to share, and single tiles balance better.
+    const int64_t tiles = x.rows > k_.max_columns ? kTilesPerBlock : 1;
+    const auto blocks_of = [&](const PackedPart& part) {
+      return (part_tiles(part) + tiles - 1) / tiles;
     };
+    const auto product = [&](int64_t block) {
+      size_t p = 0;
+      for (; block >= blocks_of(w.parts[p]); p++) block -= blocks_of(w.parts[p]);
+      const int64_t end = std::min(part_tiles(w.parts[p]), (block + 1) * tiles);
+      tile_products(w, w.parts[p], block * tiles, end, y, accumulate);
+    };
+    int64_t blocks = 0;
+    for (const PackedPart& part : w.parts) blocks += blocks_of(part);
     if (w.rows * w.cols * x.rows <= kSerialProducts) {
-      products(0, blocks);
+      for (int64_t block = 0; block < blocks; block++) product(block);
     } else {
-      pool_.for_ranges(blocks, 1, products);
+      pool_.for_each(blocks, product);
     }
   }
 
@@ -253,24 +257,13 @@ class CpuBackend final : public Backend {
   static int64_t part_tiles(const PackedPart& part) {
     return (part.rows + kTileRows - 1) / kTileRows;
   }
-  static int64_t part_blocks(const PackedPart& part) {
-    return (part_tiles(part) + kTilesPerBlock - 1) / kTilesPerBlock;
-  }
-  static int64_t count_blocks(const CpuPacked& w) {
-    int64_t n = 0;
-    for (const PackedPart& part : w.parts) n += part_blocks(part);
-    return n;
-  }
-
   template <class Body>
   void for_rows(int64_t rows, int64_t floats_per_row, const Body& body) {
     if (rows * floats_per_row <= kSerialFloats) {
       for (int64_t r = 0; r < rows; r++) body(r);
       return;
     }
-    pool_.for_ranges(rows, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; r++) body(r);
-    });
+    pool_.for_each(rows, body);
   }
 
   int group_width(int64_t columns_left) const {
@@ -304,19 +297,18 @@ class CpuBackend final : public Backend {
     }
   }
 
-  // One block of tiles of part `p` against all columns.
-  void block_product(const CpuPacked& w, size_t p, int64_t block, Tensor y, bool accumulate) const {
-    const PackedPart& part = w.parts[p];
+  // Tiles [first, end) of `part` against all columns.
+  void tile_products(const CpuPacked& w, const PackedPart& part, int64_t first, int64_t end,
+                     Tensor y, bool accumulate) const {
     const auto format = static_cast<size_t>(part.format);
     const size_t tile = cpu::tile_bytes(part.format, w.cols);
     const size_t column = k_.column_bytes(part.format, w.cols);
-    const int64_t end = std::min(part_tiles(part), (block + 1) * kTilesPerBlock);
     const auto ldo = static_cast<int64_t>(y.row_stride / sizeof(float));
     for (int64_t c = 0; c < y.rows;) {
       const int width = group_width(y.rows - c);
       const cpu::TileFn product = k_.tile[format][std::countr_zero(static_cast<unsigned>(width))];
       const uint8_t* x = packed_x_[format] + column * static_cast<size_t>(c);
-      for (int64_t t = block * kTilesPerBlock; t < end; t++) {
+      for (int64_t t = first; t < end; t++) {
         const uint8_t* tiles = part.tiles + static_cast<size_t>(t) * tile;
         float* out = y.row_as<float>(c) + part.first_row + t * kTileRows;
         const int64_t rows = part.rows - t * kTileRows;

@@ -11,132 +11,171 @@ namespace {
 
 using Rows = const std::byte* const (&)[kTileRows];
 
-uint32_t word(const void* base, size_t index) {
-  uint32_t value;
-  std::memcpy(&value, static_cast<const std::byte*>(base) + index * 4, 4);
+// Four 32-bit words, in the vector type of the compiler's own: 128 bits are on every architecture.
+using Words = uint32_t __attribute__((vector_size(16)));
+
+Words load_words(const void* from) {
+  Words value;
+  std::memcpy(&value, from, sizeof(value));
   return value;
 }
 
-void put_word(uint8_t* to, int64_t vector, int lane, uint32_t value) {
-  std::memcpy(to + vector * 64 + lane * 4, &value, 4);
+void store_words(uint8_t* to, Words value) {
+  std::memcpy(to, &value, sizeof(value));
 }
 
-void put_half(uint8_t* to, int lane, uint16_t value) {
-  std::memcpy(to + lane * 2, &value, 2);
+// Where one chunk of 16 bytes of each row becomes four vectors of 16 lanes: lane l of vector v is
+// word v of row l's chunk.
+struct Transposed {
+  Words lanes[4][kTileRows / 4];  // [vector][lanes 4i..4i + 3]
+};
+
+// The chunks at rows[l] + offset.
+inline Transposed transpose(Rows rows, size_t offset) {
+  Transposed t;
+  for (int i = 0; i < kTileRows / 4; i++) {
+    const Words a = load_words(rows[4 * i] + offset), b = load_words(rows[4 * i + 1] + offset);
+    const Words c = load_words(rows[4 * i + 2] + offset), d = load_words(rows[4 * i + 3] + offset);
+    const Words ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+    const Words ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    const Words cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+    const Words cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    t.lanes[0][i] = __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5);
+    t.lanes[1][i] = __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7);
+    t.lanes[2][i] = __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5);
+    t.lanes[3][i] = __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7);
+  }
+  return t;
 }
 
-template <class Block>
-Block block_at(const std::byte* row, int64_t index) {
-  Block block;
-  std::memcpy(&block, row + static_cast<size_t>(index) * sizeof(Block), sizeof(Block));
-  return block;
+// Stores four vectors of 64 bytes: each(v, i) gives lanes 4i..4i + 3 of vector v.
+template <class Each>
+inline void put_vectors(uint8_t* to, const Each& each) {
+  for (int v = 0; v < 4; v++)
+    for (int i = 0; i < kTileRows / 4; i++) store_words(to + v * 64 + i * 16, each(v, i));
+}
+
+// 16-bit values, one of each row: those at rows[l] + offset.
+inline void put_halves(Rows rows, size_t offset, uint8_t* to) {
+  for (int lane = 0; lane < kTileRows; lane++) std::memcpy(to + lane * 2, rows[lane] + offset, 2);
 }
 
 // 32-bit elements, or pairs of 16-bit ones: a transpose of words.
 void pack_words(Rows rows, int64_t words, uint8_t* to) {
-  for (int64_t k = 0; k < words; k++)
+  int64_t k = 0;
+  for (; k + 4 <= words; k += 4) {
+    const Transposed t = transpose(rows, static_cast<size_t>(k) * 4);
+    put_vectors(to + k * 64, [&](int v, int i) { return t.lanes[v][i]; });
+  }
+  for (; k < words; k++)
     for (int lane = 0; lane < kTileRows; lane++)
-      put_word(to, k, lane, word(rows[lane], static_cast<size_t>(k)));
+      std::memcpy(to + k * 64 + lane * 4, rows[lane] + k * 4, 4);
 }
 
 void pack_odd_pair(Rows rows, int64_t cols, uint8_t* to) {
   if (cols % 2 == 0) return;
-  for (int lane = 0; lane < kTileRows; lane++) {
-    uint16_t last;
-    std::memcpy(&last, rows[lane] + (cols - 1) * 2, 2);
-    put_word(to, cols / 2, lane, last);
-  }
+  for (int lane = 0; lane < kTileRows; lane++)
+    std::memcpy(to + cols / 2 * 64 + lane * 4, rows[lane] + (cols - 1) * 2, 2);
 }
 
 void pack_f16(Rows rows, int64_t cols, uint8_t* to) {
-  for (int64_t k = 0; k < cols; k++) {
-    for (int lane = 0; lane < kTileRows; lane++)
-      std::memcpy(to + k * 32 + lane * 2, rows[lane] + k * 2, 2);
-  }
+  for (int64_t k = 0; k < cols; k++) put_halves(rows, static_cast<size_t>(k) * 2, to + k * 32);
 }
 
 void pack_q4_0(Rows rows, int64_t cols, uint8_t* to) {
   for (int64_t b = 0; b < cols / kBlock; b++) {
     uint8_t* rec = to + b / 2 * 576;
-    for (int lane = 0; lane < kTileRows; lane++) {
-      const auto block = block_at<BlockQ4_0>(rows[lane], b);
-      for (int v = 0; v < 4; v++)
-        put_word(rec + b % 2 * 256, v, lane, word(block.q, static_cast<size_t>(v)));
-      put_half(rec + 512 + b % 2 * 32, lane, block.d);
-    }
+    const size_t block = static_cast<size_t>(b) * sizeof(BlockQ4_0);
+    const Transposed t = transpose(rows, block + offsetof(BlockQ4_0, q));
+    put_vectors(rec + b % 2 * 256, [&](int v, int i) { return t.lanes[v][i]; });
+    put_halves(rows, block + offsetof(BlockQ4_0, d), rec + 512 + b % 2 * 32);
   }
 }
 
 void pack_q8_0(Rows rows, int64_t cols, uint8_t* to) {
   for (int64_t b = 0; b < cols / kBlock; b++) {
     uint8_t* rec = to + b / 2 * 1088;
-    for (int lane = 0; lane < kTileRows; lane++) {
-      const auto block = block_at<BlockQ8_0>(rows[lane], b);
-      for (int g = 0; g < 8; g++)
-        put_word(rec + b % 2 * 512, g, lane, word(block.q, static_cast<size_t>(g)) ^ 0x80808080u);
-      put_half(rec + 1024 + b % 2 * 32, lane, block.d);
+    const size_t block = static_cast<size_t>(b) * sizeof(BlockQ8_0);
+    for (size_t half = 0; half < 2; half++) {
+      const Transposed t = transpose(rows, block + offsetof(BlockQ8_0, q) + half * 16);
+      put_vectors(rec + b % 2 * 512 + half * 256,
+                  [&](int v, int i) { return t.lanes[v][i] ^ 0x80808080u; });
     }
+    put_halves(rows, block + offsetof(BlockQ8_0, d), rec + 1024 + b % 2 * 32);
   }
 }
 
 void pack_q4_k(Rows rows, int64_t cols, uint8_t* to) {
   for (int64_t s = 0; s < cols / kSuperBlock; s++, to += 2368) {
-    for (int lane = 0; lane < kTileRows; lane++) {
-      const auto block = block_at<BlockQ4_K>(rows[lane], s);
-      for (int b = 0; b < 8; b++) {
-        for (int v = 0; v < 4; v++) {
-          const uint32_t low = word(block.q + b / 2 * 32, static_cast<size_t>(v));
-          const uint32_t high = word(block.q + b / 2 * 32, static_cast<size_t>(v) + 4);
-          const uint32_t packed = b % 2 == 0 ? (low & 0x0f0f0f0fu) | ((high & 0x0f0f0f0fu) << 4)
-                                             : ((low >> 4) & 0x0f0f0f0fu) | (high & 0xf0f0f0f0u);
-          put_word(to + b * 256, v, lane, packed);
-        }
-        uint8_t scale = 0, min = 0;
-        q4_k_scale_min(block, b, scale, min);
-        to[2048 + b * 32 + lane] = scale;
-        to[2048 + b * 32 + 16 + lane] = min;
-      }
-      put_half(to + 2304, lane, block.d);
-      put_half(to + 2336, lane, block.dmin);
+    const size_t super = static_cast<size_t>(s) * sizeof(BlockQ4_K);
+    // 32 bytes hold two blocks: the low nibbles the first, the high ones the second.
+    for (size_t pair = 0; pair < 4; pair++) {
+      const size_t q = super + offsetof(BlockQ4_K, q) + pair * 32;
+      const Transposed a = transpose(rows, q), b = transpose(rows, q + 16);
+      put_vectors(to + pair * 512, [&](int v, int i) {
+        return (a.lanes[v][i] & 0x0f0f0f0fu) | ((b.lanes[v][i] & 0x0f0f0f0fu) << 4);
+      });
+      put_vectors(to + pair * 512 + 256, [&](int v, int i) {
+        return ((a.lanes[v][i] >> 4) & 0x0f0f0f0fu) | (b.lanes[v][i] & 0xf0f0f0f0u);
+      });
     }
+    for (int lane = 0; lane < kTileRows; lane++) {
+      BlockQ4_K block;
+      std::memcpy(&block, rows[lane] + super, sizeof(block));
+      for (int b = 0; b < 8; b++)
+        q4_k_scale_min(block, b, to[2048 + b * 32 + lane], to[2048 + b * 32 + 16 + lane]);
+    }
+    put_halves(rows, super + offsetof(BlockQ4_K, d), to + 2304);
+    put_halves(rows, super + offsetof(BlockQ4_K, dmin), to + 2336);
   }
 }
 
 // The 6-bit values of a block's 256 elements, 0..63, in element order.
-void q6_k_values(const BlockQ6_K& block, uint8_t* q) {
+void q6_k_values(const BlockQ6_K& block, std::byte* q) {
   for (int half = 0; half < 2; half++) {
     const uint8_t *low = block.ql + half * 64, *high = block.qh + half * 32;
-    uint8_t* to = q + half * 128;
+    std::byte* to = q + half * 128;
     for (int i = 0; i < 32; i++) {
-      to[i] = static_cast<uint8_t>((low[i] & 15) | ((high[i] & 3) << 4));
-      to[i + 32] = static_cast<uint8_t>((low[i + 32] & 15) | (((high[i] >> 2) & 3) << 4));
-      to[i + 64] = static_cast<uint8_t>((low[i] >> 4) | (((high[i] >> 4) & 3) << 4));
-      to[i + 96] = static_cast<uint8_t>((low[i + 32] >> 4) | (((high[i] >> 6) & 3) << 4));
+      to[i] = static_cast<std::byte>((low[i] & 15) | ((high[i] & 3) << 4));
+      to[i + 32] = static_cast<std::byte>((low[i + 32] & 15) | (((high[i] >> 2) & 3) << 4));
+      to[i + 64] = static_cast<std::byte>((low[i] >> 4) | (((high[i] >> 4) & 3) << 4));
+      to[i + 96] = static_cast<std::byte>((low[i + 32] >> 4) | (((high[i] >> 6) & 3) << 4));
     }
   }
 }
 
 void pack_q6_k(Rows rows, int64_t cols, uint8_t* to) {
   for (int64_t s = 0; s < cols / kSuperBlock; s++, to += 3392) {
+    const size_t super = static_cast<size_t>(s) * sizeof(BlockQ6_K);
+    std::byte values[kTileRows][kSuperBlock];
+    const std::byte* value_rows[kTileRows];
     for (int lane = 0; lane < kTileRows; lane++) {
-      const auto block = block_at<BlockQ6_K>(rows[lane], s);
-      uint8_t q[kSuperBlock];
-      q6_k_values(block, q);
+      BlockQ6_K block;
+      std::memcpy(&block, rows[lane] + super, sizeof(block));
+      q6_k_values(block, values[lane]);
+      value_rows[lane] = values[lane];
       for (int b = 0; b < 8; b++) {
-        uint32_t g[8];
-        for (size_t i = 0; i < 8; i++) g[i] = word(q + b * 32, i);
-        for (int v = 0; v < 4; v++)
-          put_word(to + b * 256, v, lane, (g[v] & 0x0f0f0f0fu) | ((g[v + 4] & 0x0f0f0f0fu) << 4));
-        for (int u = 0; u < 2; u++) {
-          uint32_t pairs = 0;
-          for (int i = 0; i < 4; i++) pairs |= ((g[4 * u + i] >> 4) & 0x03030303u) << (2 * i);
-          put_word(to + 2048 + b * 128, u, lane, pairs);
-        }
         to[3072 + b * 32 + lane] = static_cast<uint8_t>(block.scales[2 * b]);
         to[3072 + b * 32 + 16 + lane] = static_cast<uint8_t>(block.scales[2 * b + 1]);
       }
-      put_half(to + 3328, lane, block.d);
     }
+    for (size_t b = 0; b < 8; b++) {
+      const Transposed first = transpose(value_rows, b * 32);        // vectors g = 0..3
+      const Transposed second = transpose(value_rows, b * 32 + 16);  // vectors g = 4..7
+      put_vectors(to + b * 256, [&](int v, int i) {
+        return (first.lanes[v][i] & 0x0f0f0f0fu) | ((second.lanes[v][i] & 0x0f0f0f0fu) << 4);
+      });
+      for (int i = 0; i < kTileRows / 4; i++) {
+        Words low = {}, high = {};
+        for (int g = 0; g < 4; g++) {
+          low |= ((first.lanes[g][i] >> 4) & 0x03030303u) << (2 * g);
+          high |= ((second.lanes[g][i] >> 4) & 0x03030303u) << (2 * g);
+        }
+        store_words(to + 2048 + b * 128 + i * 16, low);
+        store_words(to + 2048 + b * 128 + 64 + i * 16, high);
+      }
+    }
+    put_halves(rows, super + offsetof(BlockQ6_K, d), to + 3328);
   }
 }
 
@@ -204,21 +243,19 @@ std::unique_ptr<CpuPacked> pack_weights(std::span<const PackPart> parts, ThreadP
     const int64_t n_tiles = (p.rows + kTileRows - 1) / kTileRows;
     const std::vector<std::byte> zero = zero_row(static_cast<DType>(p.format), packed->cols);
     uint8_t* tiles = at;
-    pool.for_ranges(n_tiles, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; t++) {
-        const std::byte* rows[kTileRows];
-        for (int lane = 0; lane < kTileRows; lane++) {
-          const int64_t r = t * kTileRows + lane;
-          if (r >= p.rows) {
-            rows[lane] = zero.data();
-            continue;
-          }
-          const Source& source = sources[i][static_cast<size_t>(r)];
-          const int64_t dim = source.part->interleaved_dim;
-          rows[lane] = source.part->w.row(dim == 0 ? source.row : interleaved_row(source.row, dim));
+    pool.for_each(n_tiles, [&](int64_t t) {
+      const std::byte* rows[kTileRows];
+      for (int lane = 0; lane < kTileRows; lane++) {
+        const int64_t r = t * kTileRows + lane;
+        if (r >= p.rows) {
+          rows[lane] = zero.data();
+          continue;
         }
-        pack_tile(p.format, rows, packed->cols, tiles + static_cast<size_t>(t) * bytes);
+        const Source& source = sources[i][static_cast<size_t>(r)];
+        const int64_t dim = source.part->interleaved_dim;
+        rows[lane] = source.part->w.row(dim == 0 ? source.row : interleaved_row(source.row, dim));
       }
+      pack_tile(p.format, rows, packed->cols, tiles + static_cast<size_t>(t) * bytes);
     });
     p.tiles = tiles;
     at += static_cast<size_t>(n_tiles) * bytes;

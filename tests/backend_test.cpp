@@ -211,10 +211,18 @@ struct CacheFixture {
   std::vector<int32_t> table;
 };
 
-float rounded(DType dtype, float x) {
+// Feature d of one position's head of `dim` features as the cache rounds it.
+float rounded(DType dtype, const float* head, int64_t dim, int64_t d) {
+  const float x = head[d];
   if (dtype == DType::f16) return f16_to_f32(f32_to_f16(x));
   if (dtype == DType::bf16) return bf16_to_f32(f32_to_bf16(x));
-  return x;
+  if (dtype != DType::q8_0) return x;
+  float largest = 0;
+  for (int64_t i = d / 32 * 32; i < std::min(dim, d / 32 * 32 + 32); i++)
+    largest = std::max(largest, std::fabs(head[i]));
+  const float scale = f16_to_f32(f32_to_f16(largest / 127.0f));
+  if (scale == 0) return 0;
+  return std::clamp(std::nearbyint(x * (1.0f / scale)), -127.0f, 127.0f) * scale;
 }
 
 TEST_P(BackendTest, AttentionOverThePagedCache) {
@@ -222,7 +230,7 @@ TEST_P(BackendTest, AttentionOverThePagedCache) {
     int64_t heads, kv_heads, dim, past, rows;
   };
   const auto b = backend();
-  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::q8_0}) {
     for (const Shape s : {Shape{4, 2, 16, 0, 1},
                           {4, 2, 16, 0, 70},
                           {8, 1, 64, 500, 30},
@@ -254,7 +262,8 @@ TEST_P(BackendTest, AttentionOverThePagedCache) {
             return static_cast<double>(qkv[static_cast<size_t>(row * width + head * s.dim + d)]);
           };
           const auto cached = [&](int64_t row, int64_t head, int64_t d) {
-            return static_cast<double>(rounded(dtype, static_cast<float>(at(row, head, d))));
+            const float* features = qkv.data() + row * width + head * s.dim;
+            return static_cast<double>(rounded(dtype, features, s.dim, d));
           };
           std::vector<double> p(static_cast<size_t>(keys));
           double max = -1e300, sum = 0;

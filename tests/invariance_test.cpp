@@ -157,7 +157,7 @@ TEST_P(OnIsa, MixedTypesInOneProduct) {
 TEST_P(OnIsa, ContextsAcrossAttentionSplits) {
   const Config config = tiny_config({.n_layers = 1, .context = 2048});
   const MemoryCheckpoint checkpoint(random_model(config, 5), DType::f32);
-  for (const DType kv : {DType::f32, DType::f16, DType::bf16}) {
+  for (const DType kv : {DType::f32, DType::f16, DType::bf16, DType::q8_0}) {
     SCOPED_TRACE(traits(kv).name);
     expect_one_answer(GetParam(), checkpoint, kv, 1100, 1100);
   }

@@ -29,8 +29,8 @@ struct PackPart {
   int64_t interleaved_dim = 0;
 };
 
-// The shape of one layer's cache. dtype: f32, f16 or bf16; attention sees keys and values only as
-// rounded to it.
+// The shape of one layer's cache. dtype: f32, f16, bf16 or q8_0 (one scale for 32 features of a
+// position); attention sees keys and values only as rounded to it.
 struct KvShape {
   int64_t n_kv_heads = 0, head_dim = 0;
   DType dtype = DType::f16;

@@ -150,10 +150,6 @@ double prompt_ops(const Config& config, int64_t tokens) {
   return 2 * (layers * static_cast<double>(tokens) + head);
 }
 
-double kv_bytes_per_token(const Config& config, DType kv_type) {
-  return static_cast<double>(config.n_layers * 2 * config.kv_dim() * traits(kv_type).block_bytes);
-}
-
 PrefillResult bench_prefill(const BenchOptions& o, const LoadedModel& model, DType kv_type,
                             int64_t tokens) {
   Runner runner(model, kv_type, tokens, std::min(tokens, kChunk), 1);
@@ -185,9 +181,9 @@ DecodeResult bench_decode(const BenchOptions& o, const LoadedModel& model, DType
     seconds.push_back(watch.seconds());
   }
   const double s = median(seconds), positions = static_cast<double>(context) + o.tokens / 2.0;
-  const double bytes =
-      static_cast<double>(model.llama->weights().bytes) +
-      static_cast<double>(streams) * positions * kv_bytes_per_token(model.llama->config(), kv_type);
+  const double bytes = static_cast<double>(model.llama->weights().bytes) +
+                       static_cast<double>(streams) * positions *
+                           static_cast<double>(kv_bytes_per_token(model.llama->config(), kv_type));
   return {streams, context, static_cast<double>(streams) / s, bytes / s};
 }
 

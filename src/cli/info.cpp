@@ -7,6 +7,7 @@
 #include "cli/commands.h"
 #include "cli/loading.h"
 #include "formats/checkpoint.h"
+#include "model/kv_cache.h"
 #include "text/chat_template.h"
 
 namespace tinyllama::cli {
@@ -57,9 +58,7 @@ MemoryPlan memory_plan(const InfoOptions& o, const Checkpoint& checkpoint) {
     if (q != nullptr && !traits(q->view.dtype).quantized) plan.kv_type = q->view.dtype;
   }
   plan.weights = checkpoint.tensor_bytes();
-  plan.kv_per_token = static_cast<uint64_t>(config.n_layers) * 2 *
-                      static_cast<uint64_t>(config.kv_dim()) *
-                      static_cast<uint64_t>(traits(plan.kv_type).block_bytes);
+  plan.kv_per_token = kv_bytes_per_token(config, plan.kv_type);
   plan.kv = plan.kv_per_token * static_cast<uint64_t>(plan.context);
   return plan;
 }
@@ -194,7 +193,7 @@ Action info(Options& options) {
                            .min = 0});
   options.add(o->kv_type, {.flags = "--kv-type",
                            .help = "Plan for this type of cached keys and values",
-                           .choices = {"f32", "f16", "bf16"}});
+                           .choices = {"f32", "f16", "bf16", "q8_0"}});
   options.add(o->tensors, {.flags = "--tensors", .help = "List every tensor"});
   options.add(o->json, {.flags = "--json", .help = "Print one JSON object"});
   options.example("tinyllama info model.gguf", "a summary");

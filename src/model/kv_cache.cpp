@@ -14,13 +14,20 @@ namespace tinyllama {
 namespace {
 
 KvShape shape_of(const Config& config, DType dtype) {
-  if (traits(dtype).quantized) {
-    fail(fmt::format("[kv cache] type {}: want f32, f16 or bf16", traits(dtype).name));
+  if (traits(dtype).quantized && dtype != DType::q8_0) {
+    fail(fmt::format("[kv cache] type {}: want f32, f16, bf16 or q8_0", traits(dtype).name));
   }
   return {config.n_kv_heads, config.head_dim, dtype};
 }
 
 }  // namespace
+
+uint64_t kv_bytes_per_token(const Config& config, DType dtype) {
+  const DTypeTraits& t = traits(dtype);
+  const int64_t scales = (config.head_dim + t.block_size - 1) / t.block_size;
+  const int64_t head = t.quantized ? config.head_dim + 2 * scales : config.head_dim * t.block_bytes;
+  return static_cast<uint64_t>(config.n_layers * 2 * config.n_kv_heads * head);
+}
 
 KvCache::KvCache(Backend& backend, const Config& config, DType dtype, int64_t n_blocks)
     : backend_(backend),

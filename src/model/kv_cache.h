@@ -11,9 +11,13 @@
 
 namespace tinyllama {
 
+// Bytes of keys and values that one position takes in all layers; a backend may pad them.
+uint64_t kv_bytes_per_token(const Config& config, DType dtype);
+
 class KvCache {
  public:
-  // Holds `n_blocks` blocks in every layer. dtype: f32, f16 or bf16.
+  // Holds `n_blocks` blocks in every layer. dtype: f32, f16, bf16, or q8_0 (int8, one FP16 scale
+  // for 32 features of a position).
   KvCache(Backend& backend, const Config& config, DType dtype, int64_t n_blocks);
 
   static int64_t blocks_for(int64_t positions) { return (positions + kKvBlock - 1) / kKvBlock; }

@@ -13,38 +13,86 @@ namespace {
 
 constexpr int kBlockKeys = 64;
 constexpr int64_t kSplitBlocks = 8;
+constexpr int64_t kDecodeFor = 16;  // queries from which on decoding a block once pays
 constexpr float kMinusInfinity = -__builtin_inff();
 
+// How a kv head's part of a block is read, one struct per cache type: F key(d, slot), feature d of
+// kLanes positions from `slot`; F value(slot, d), kLanes features from d of one position. Both are
+// exactly what put() rounded to.
 struct KvF32 {
-  using Element = float;
-  TL_INLINE F load(const float* p) { return load_f(p); }
-  TL_INLINE float to(float x) { return x; }
-  TL_INLINE float from(float x) { return x; }
+  const float *keys, *values;
+  int64_t dim;  // padded head_dim
+
+  TL_INLINE KvF32 view(const std::byte* head, int64_t head_dim) {
+    const auto* keys = reinterpret_cast<const float*>(head);
+    return {keys, keys + head_dim * kBlockKeys, padded_head_dim(head_dim)};
+  }
+  TL_MEMBER F key(int64_t d, int64_t slot) const { return load_f(keys + d * kBlockKeys + slot); }
+  TL_MEMBER F value(int64_t slot, int64_t d) const { return load_f(values + slot * dim + d); }
 };
 struct KvF16 {
-  using Element = uint16_t;
-  TL_INLINE F load(const uint16_t* p) { return load_f16(p); }
-  TL_INLINE uint16_t to(float x) { return to_f16(x); }
-  TL_INLINE float from(uint16_t x) { return from_f16(x); }
+  const uint16_t *keys, *values;
+  int64_t dim;
+
+  TL_INLINE KvF16 view(const std::byte* head, int64_t head_dim) {
+    const auto* keys = reinterpret_cast<const uint16_t*>(head);
+    return {keys, keys + head_dim * kBlockKeys, padded_head_dim(head_dim)};
+  }
+  TL_MEMBER F key(int64_t d, int64_t slot) const { return load_f16(keys + d * kBlockKeys + slot); }
+  TL_MEMBER F value(int64_t slot, int64_t d) const { return load_f16(values + slot * dim + d); }
 };
 struct KvBF16 {
-  using Element = uint16_t;
-  TL_INLINE F load(const uint16_t* p) { return load_bf16(p); }
-  TL_INLINE uint16_t to(float x) { return to_bf16(x); }
-  TL_INLINE float from(uint16_t x) { return from_bf16(x); }
+  const uint16_t *keys, *values;
+  int64_t dim;
+
+  TL_INLINE KvBF16 view(const std::byte* head, int64_t head_dim) {
+    const auto* keys = reinterpret_cast<const uint16_t*>(head);
+    return {keys, keys + head_dim * kBlockKeys, padded_head_dim(head_dim)};
+  }
+  TL_MEMBER F key(int64_t d, int64_t slot) const { return load_bf16(keys + d * kBlockKeys + slot); }
+  TL_MEMBER F value(int64_t slot, int64_t d) const { return load_bf16(values + slot * dim + d); }
+};
+// int8 with one FP16 scale for 32 features of a position; scale * q has at most 19 bits: exact in
+// FP32.
+struct KvQ8 {
+  const int8_t *keys, *values;
+  const uint16_t *key_scales, *value_scales;  // (blocks of 32, 64) and (64, blocks of 32)
+  int64_t dim, scales;
+
+  TL_INLINE KvQ8 view(const std::byte* head, int64_t head_dim) {
+    const int64_t dim = padded_head_dim(head_dim), scales = kv_scales(head_dim);
+    const auto* keys = reinterpret_cast<const int8_t*>(head);
+    const auto* values = keys + head_dim * kBlockKeys;
+    const auto* key_scales = reinterpret_cast<const uint16_t*>(values + dim * kBlockKeys);
+    return {keys, values, key_scales, key_scales + scales * kBlockKeys, dim, scales};
+  }
+  TL_MEMBER F key(int64_t d, int64_t slot) const {
+    return mul_f(float_i(load_s8(keys + d * kBlockKeys + slot)),
+                 load_f16(key_scales + d / kKvScaled * kBlockKeys + slot));
+  }
+  TL_MEMBER F value(int64_t slot, int64_t d) const {
+    return mul_f(float_i(load_s8(values + slot * dim + d)),
+                 set_f(from_f16(value_scales[slot * scales + d / kKvScaled])));
+  }
 };
 
 // Per query of a job: the scaled query, the scores of one block, the running softmax of the split
 // being read and of all splits before it.
 struct Queries {
   float *q, *scores, *split_out, *out;  // (n, dim), (n, 64), (n, dim), (n, dim)
+  std::byte* decoded;                   // one block in FP32
   float *split_max, *split_sum, *max, *sum;
   int64_t dim;  // padded head_dim
+
+  // Query i's features, kQueryGroup floats apart: those that share a pass lie side by side.
+  TL_MEMBER float* query(int64_t i) const {
+    return q + i / kQueryGroup * kQueryGroup * dim + i % kQueryGroup;
+  }
 };
 
 Queries carve(float* scratch, int64_t n, int64_t dim) {
   Queries s = {};
-  const int64_t padded = (n + 3) / 4 * 4;
+  const int64_t padded = (n + 7) / 8 * 8;
   s.dim = dim;
   s.q = scratch;
   s.split_out = s.q + padded * dim;
@@ -54,25 +102,45 @@ Queries carve(float* scratch, int64_t n, int64_t dim) {
   s.split_sum = s.split_max + padded;
   s.max = s.split_sum + padded;
   s.sum = s.max + padded;
+  s.decoded = reinterpret_cast<std::byte*>(s.sum + padded);
   return s;
 }
 
-// scores[i][0..63] = q[i] . keys, i in [0, QN): each sum runs over features in order.
-template <class Kv, int QN>
-TL_INLINE void block_scores(const Queries& s, int64_t first, int64_t head_dim,
-                            const typename Kv::Element* keys) {
-  constexpr int kVectors = 4;
+// Fetches memory that will be read soon, a line at a time, or nothing.
+struct FetchAhead {
+  const std::byte* at;
+  TL_MEMBER void fetch_line() {
+    prefetch_far(at);
+    at += 64;
+  }
+};
+struct FetchNothing {
+  TL_MEMBER void fetch_line() {}
+};
+
+// scores[i][0..63] = q[i] . keys, i in [0, QN): each sum runs over features in order. Meanwhile the
+// block to come is fetched: blocks lie apart, so that no hardware would guess where it is, and all
+// at once would stall.
+template <class Kv, int QN, class Ahead>
+TL_INLINE void block_scores(const Queries& s, int64_t first, int64_t head_dim, const Kv& kv,
+                            Ahead ahead) {
+  constexpr int kVectors = QN == 1 ? 4 : kQueryVectors;
+  constexpr int kPasses = kBlockKeys / (kVectors * kLanes);
+  constexpr int kLines = (2 * static_cast<int>(sizeof(*kv.keys)) + kPasses - 1) / kPasses;
   for (int64_t at = 0; at < kBlockKeys; at += kVectors * kLanes) {
+    const float* queries = s.query(first);
     F acc[QN][kVectors];
     for (int i = 0; i < QN; i++)
       for (int v = 0; v < kVectors; v++) acc[i][v] = set_f(0);
     for (int64_t d = 0; d < head_dim; d++) {
+      TL_UNROLL(8)
+      for (int line = 0; line < kLines; line++) ahead.fetch_line();
       F k[kVectors];
       TL_UNROLL(4)
-      for (int v = 0; v < kVectors; v++) k[v] = Kv::load(keys + d * kBlockKeys + at + v * kLanes);
-      TL_UNROLL(4)
+      for (int v = 0; v < kVectors; v++) k[v] = kv.key(d, at + v * kLanes);
+      TL_UNROLL(8)
       for (int i = 0; i < QN; i++) {
-        const F q = set_f(s.q[(first + i) * s.dim + d]);
+        const F q = set_f(queries[d * kQueryGroup + i]);
         TL_UNROLL(4)
         for (int v = 0; v < kVectors; v++) acc[i][v] = fma_f(k[v], q, acc[i][v]);
       }
@@ -115,8 +183,8 @@ TL_INLINE void block_softmax(const Queries& s, int64_t i, int64_t valid, bool fi
 
 // split_out[i] += weights[i][from, to) values, over `DV` vectors of features, positions in order.
 template <class Kv, int QN, int DV>
-TL_INLINE void block_values(const Queries& s, int64_t first, const typename Kv::Element* values,
-                            int64_t from, int64_t to, int64_t feature) {
+TL_INLINE void block_values(const Queries& s, int64_t first, const Kv& kv, int64_t from, int64_t to,
+                            int64_t feature) {
   F acc[QN][DV];
   for (int i = 0; i < QN; i++)
     for (int v = 0; v < DV; v++)
@@ -124,8 +192,8 @@ TL_INLINE void block_values(const Queries& s, int64_t first, const typename Kv::
   for (int64_t j = from; j < to; j++) {
     F value[DV];
     TL_UNROLL(4)
-    for (int v = 0; v < DV; v++) value[v] = Kv::load(values + j * s.dim + feature + v * kLanes);
-    TL_UNROLL(4)
+    for (int v = 0; v < DV; v++) value[v] = kv.value(j, feature + v * kLanes);
+    TL_UNROLL(8)
     for (int i = 0; i < QN; i++) {
       const F p = set_f(s.scores[(first + i) * kBlockKeys + j]);
       TL_UNROLL(4)
@@ -138,14 +206,14 @@ TL_INLINE void block_values(const Queries& s, int64_t first, const typename Kv::
 }
 
 template <class Kv, int QN>
-TL_INLINE void all_values(const Queries& s, int64_t first, const typename Kv::Element* values,
-                          int64_t from, int64_t to) {
+TL_INLINE void all_values(const Queries& s, int64_t first, const Kv& kv, int64_t from, int64_t to) {
+  constexpr int kVectors = QN == 1 ? 4 : kQueryVectors;
   if (from >= to) return;
   int64_t feature = 0;
-  for (; feature + 4 * kLanes <= s.dim; feature += 4 * kLanes)
-    block_values<Kv, QN, 4>(s, first, values, from, to, feature);
+  for (; feature + kVectors * kLanes <= s.dim; feature += kVectors * kLanes)
+    block_values<Kv, QN, kVectors>(s, first, kv, from, to, feature);
   for (; feature < s.dim; feature += kLanes)
-    block_values<Kv, QN, 1>(s, first, values, from, to, feature);
+    block_values<Kv, QN, 1>(s, first, kv, from, to, feature);
 }
 
 // Keys of block `b` that query i of the job sees: 1..64 (the block is one it reaches).
@@ -155,18 +223,45 @@ TL_INLINE int64_t visible(const AttentionJob& job, int64_t query, int64_t b) {
 }
 
 // The step of QN queries from `first` over block `b`.
-template <class Kv, int QN>
-TL_INLINE void block_step(const AttentionJob& job, const Queries& s, int64_t first, int64_t b) {
-  const auto* keys = reinterpret_cast<const typename Kv::Element*>(
-      job.cache + static_cast<size_t>(job.blocks[b]) * job.block_bytes);
-  const auto* values = keys + job.head_dim * kBlockKeys;
-  block_scores<Kv, QN>(s, first, job.head_dim, keys);
+template <class Kv, int QN, class Ahead>
+TL_INLINE void block_step(const AttentionJob& job, const Queries& s, int64_t first, int64_t b,
+                          const Kv& kv, Ahead ahead) {
+  block_scores<Kv, QN, Ahead>(s, first, job.head_dim, kv, ahead);
   for (int i = 0; i < QN; i++)
     block_softmax(s, first + i, visible(job, first + i, b), b % kSplitBlocks == 0);
   const int64_t common = visible(job, first, b);  // later queries see at least as much
-  all_values<Kv, QN>(s, first, values, 0, common);
+  all_values<Kv, QN>(s, first, kv, 0, common);
   for (int i = 0; i < QN; i++)
-    all_values<Kv, 1>(s, first + i, values, common, visible(job, first + i, b));
+    all_values<Kv, 1>(s, first + i, kv, common, visible(job, first + i, b));
+}
+
+// The step of queries [from, n) over block `b`.
+template <class Kv, class Ahead>
+TL_INLINE void all_steps(const AttentionJob& job, const Queries& s, int64_t from, int64_t n,
+                         int64_t b, const Kv& kv, Ahead ahead) {
+  int64_t i = from;
+  for (; i + kQueryGroup <= n; i += kQueryGroup)
+    block_step<Kv, kQueryGroup, Ahead>(job, s, i, b, kv, ahead);
+  for (; i < n; i++) block_step<Kv, 1, Ahead>(job, s, i, b, kv, ahead);
+}
+
+// A block in FP32, for many queries to read.
+template <class Kv>
+KvF32 decode_block(const Kv& kv, int64_t head_dim, std::byte* to) {
+  auto* keys = reinterpret_cast<float*>(to);
+  float* values = keys + head_dim * kBlockKeys;
+  for (int64_t d = 0; d < head_dim; d++) {
+    for (int64_t slot = 0; slot < kBlockKeys; slot += kLanes)
+      store_f(keys + d * kBlockKeys + slot, kv.key(d, slot));
+  }
+  for (int64_t slot = 0; slot < kBlockKeys; slot++) {
+    for (int64_t d = 0; d < kv.dim; d += kLanes)
+      store_f(values + slot * kv.dim + d, kv.value(slot, d));
+  }
+  return {keys, values, kv.dim};
+}
+TL_INLINE KvF32 decode_block(const KvF32& kv, int64_t, std::byte*) {
+  return kv;
 }
 
 TL_INLINE void merge_split(const Queries& s, int64_t i, bool first_split) {
@@ -196,7 +291,7 @@ void attend(const AttentionJob& job) {
   const auto scale = static_cast<float>(1.0 / __builtin_sqrt(static_cast<double>(job.head_dim)));
   for (int64_t i = 0; i < n; i++) {
     const float* q = job.q + i / job.group * job.q_stride + i % job.group * job.head_dim;
-    for (int64_t d = 0; d < job.head_dim; d++) s.q[i * s.dim + d] = q[d] * scale;
+    for (int64_t d = 0; d < job.head_dim; d++) s.query(i)[d * kQueryGroup] = q[d] * scale;
   }
   const int64_t n_blocks = (job.first_position + job.n_rows + kBlockKeys - 1) / kBlockKeys;
   for (int64_t split = 0; split < n_blocks; split += kSplitBlocks) {
@@ -205,9 +300,16 @@ void attend(const AttentionJob& job) {
       // Rows before this one end before the block begins.
       const int64_t first_row =
           b * kBlockKeys > job.first_position ? b * kBlockKeys - job.first_position : 0;
-      int64_t i = first_row * job.group;
-      for (; i + kQueryGroup <= n; i += kQueryGroup) block_step<Kv, kQueryGroup>(job, s, i, b);
-      for (; i < n; i++) block_step<Kv, 1>(job, s, i, b);
+      const int64_t from = first_row * job.group;
+      const auto block_at = [&](int64_t at) {
+        return job.cache + static_cast<size_t>(job.blocks[at]) * job.block_bytes;
+      };
+      const Kv kv = Kv::view(block_at(b), job.head_dim);
+      if (n - from >= kDecodeFor) {
+        all_steps(job, s, from, n, b, decode_block(kv, job.head_dim, s.decoded), FetchNothing{});
+      } else {
+        all_steps(job, s, from, n, b, kv, FetchAhead{block_at(b + 1 < n_blocks ? b + 1 : b)});
+      }
     }
     const int64_t begin =
         split * kBlockKeys > job.first_position ? split * kBlockKeys - job.first_position : 0;
@@ -219,24 +321,74 @@ void attend(const AttentionJob& job) {
   }
 }
 
-template <class Kv>
-void store(std::byte* head, int64_t head_dim, int64_t slot, const float* k, const float* v) {
-  auto* keys = reinterpret_cast<typename Kv::Element*>(head);
+// One position of a kv head in caches of plain elements.
+template <class Element, class To>
+void store_as(std::byte* head, int64_t head_dim, int64_t slot, const float* k, const float* v,
+              To to) {
+  auto* keys = reinterpret_cast<Element*>(head);
   auto* values = keys + head_dim * kBlockKeys + slot * padded_head_dim(head_dim);
   for (int64_t d = 0; d < head_dim; d++) {
-    keys[d * kBlockKeys + slot] = Kv::to(k[d]);
-    values[d] = Kv::to(v[d]);
+    keys[d * kBlockKeys + slot] = to(k[d]);
+    values[d] = to(v[d]);
   }
 }
 
-template <class Kv>
-void load(const std::byte* head, int64_t head_dim, int64_t slot, float* k, float* v) {
-  const auto* keys = reinterpret_cast<const typename Kv::Element*>(head);
+template <class Element, class From>
+void load_as(const std::byte* head, int64_t head_dim, int64_t slot, float* k, float* v, From from) {
+  const auto* keys = reinterpret_cast<const Element*>(head);
   const auto* values = keys + head_dim * kBlockKeys + slot * padded_head_dim(head_dim);
   for (int64_t d = 0; d < head_dim; d++) {
-    k[d] = Kv::from(keys[d * kBlockKeys + slot]);
-    v[d] = Kv::from(values[d]);
+    k[d] = from(keys[d * kBlockKeys + slot]);
+    v[d] = from(values[d]);
   }
+}
+
+// Up to 32 features to int8, `stride` apart, and their FP16 scale. Codes are nearest multiples of
+// the scale as stored.
+TL_INLINE uint16_t store_scaled(const float* x, int64_t n, int8_t* q, int64_t stride) {
+  constexpr float kLargestHalf = 65504.0f,
+                  kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to integers
+  float largest = 0;
+  for (int64_t i = 0; i < n; i++)
+    largest = __builtin_fabsf(x[i]) > largest ? __builtin_fabsf(x[i]) : largest;
+  const float wanted = largest / 127.0f;
+  const uint16_t half = to_f16(wanted < kLargestHalf ? wanted : kLargestHalf);
+  const float scale = from_f16(half);
+  const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
+  for (int64_t i = 0; i < n; i++) {
+    const float code = x[i] * inverse;
+    const float bounded = code > 127.0f ? 127.0f : (code > -127.0f ? code : -127.0f);
+    q[i * stride] = static_cast<int8_t>((bounded + kRound) - kRound);
+  }
+  return half;
+}
+
+void store_q8(std::byte* head, int64_t head_dim, int64_t slot, const float* k, const float* v) {
+  const KvQ8 kv = KvQ8::view(head, head_dim);
+  auto* keys = const_cast<int8_t*>(kv.keys) + slot;
+  auto* values = const_cast<int8_t*>(kv.values) + slot * kv.dim;
+  auto* key_scales = const_cast<uint16_t*>(kv.key_scales) + slot;
+  auto* value_scales = const_cast<uint16_t*>(kv.value_scales) + slot * kv.scales;
+  for (int64_t d = 0; d < head_dim; d += kKvScaled) {
+    const int64_t n = head_dim - d < kKvScaled ? head_dim - d : kKvScaled, i = d / kKvScaled;
+    key_scales[i * kBlockKeys] = store_scaled(k + d, n, keys + d * kBlockKeys, kBlockKeys);
+    value_scales[i] = store_scaled(v + d, n, values + d, 1);
+  }
+}
+
+void load_q8(const std::byte* head, int64_t head_dim, int64_t slot, float* k, float* v) {
+  const KvQ8 kv = KvQ8::view(head, head_dim);
+  for (int64_t d = 0; d < head_dim; d++) {
+    const int64_t i = d / kKvScaled;
+    k[d] = static_cast<float>(kv.keys[d * kBlockKeys + slot]) *
+           from_f16(kv.key_scales[i * kBlockKeys + slot]);
+    v[d] = static_cast<float>(kv.values[slot * kv.dim + d]) *
+           from_f16(kv.value_scales[slot * kv.scales + i]);
+  }
+}
+
+TL_INLINE float same(float x) {
+  return x;
 }
 
 }  // namespace
@@ -251,6 +403,8 @@ void attention(const AttentionJob& job) {
       return attend<KvF16>(job);
     case KvFormat::bf16:
       return attend<KvBF16>(job);
+    case KvFormat::q8_0:
+      return attend<KvQ8>(job);
   }
 }
 
@@ -258,11 +412,13 @@ void store_kv(KvFormat format, std::byte* head, int64_t head_dim, int64_t slot, 
               const float* v) {
   switch (format) {
     case KvFormat::f32:
-      return store<KvF32>(head, head_dim, slot, k, v);
+      return store_as<float>(head, head_dim, slot, k, v, same);
     case KvFormat::f16:
-      return store<KvF16>(head, head_dim, slot, k, v);
+      return store_as<uint16_t>(head, head_dim, slot, k, v, to_f16);
     case KvFormat::bf16:
-      return store<KvBF16>(head, head_dim, slot, k, v);
+      return store_as<uint16_t>(head, head_dim, slot, k, v, to_bf16);
+    case KvFormat::q8_0:
+      return store_q8(head, head_dim, slot, k, v);
   }
 }
 
@@ -270,11 +426,13 @@ void load_kv(KvFormat format, const std::byte* head, int64_t head_dim, int64_t s
              float* v) {
   switch (format) {
     case KvFormat::f32:
-      return load<KvF32>(head, head_dim, slot, k, v);
+      return load_as<float>(head, head_dim, slot, k, v, same);
     case KvFormat::f16:
-      return load<KvF16>(head, head_dim, slot, k, v);
+      return load_as<uint16_t>(head, head_dim, slot, k, v, from_f16);
     case KvFormat::bf16:
-      return load<KvBF16>(head, head_dim, slot, k, v);
+      return load_as<uint16_t>(head, head_dim, slot, k, v, from_bf16);
+    case KvFormat::q8_0:
+      return load_q8(head, head_dim, slot, k, v);
   }
 }
 

@@ -41,10 +41,12 @@ KvFormat kv_format(DType dtype) {
       return KvFormat::f16;
     case DType::bf16:
       return KvFormat::bf16;
+    case DType::q8_0:
+      return KvFormat::q8_0;
     default:
       break;
   }
-  fail(fmt::format("[cache] type {} cannot hold keys and values: want f32, f16 or bf16",
+  fail(fmt::format("[cache] type {} cannot hold keys and values: want f32, f16, bf16 or q8_0",
                    traits(dtype).name));
 }
 
@@ -252,7 +254,7 @@ class CpuBackend final : public Backend {
   };
 
   static size_t head_bytes(const KvShape& shape) {
-    return cpu::kv_head_bytes(shape.head_dim, static_cast<size_t>(traits(shape.dtype).block_bytes));
+    return cpu::kv_head_bytes(kv_format(shape.dtype), shape.head_dim);
   }
   static int64_t part_tiles(const PackedPart& part) {
     return (part.rows + kTileRows - 1) / kTileRows;

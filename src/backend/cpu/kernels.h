@@ -15,7 +15,7 @@ inline constexpr int kMaxColumns = 16;  // widest column group of any instructio
 // How a packed weight matrix is laid out; one per data type (same order as DType).
 enum class Format : uint8_t { f32, f16, bf16, q4_0, q8_0, q4_k, q6_k };
 inline constexpr int kFormats = 7;
-enum class KvFormat : uint8_t { f32, f16, bf16 };
+enum class KvFormat : uint8_t { f32, f16, bf16, q8_0 };
 
 // One kv head's queries of consecutive rows of one sequence against its cache.
 struct AttentionJob {
@@ -34,17 +34,34 @@ struct AttentionJob {
   float* scratch;  // attention_scratch() floats, 64-byte aligned
 };
 
-// Floats that one job of n_rows rows needs; a multiple of 16.
 constexpr int64_t padded_head_dim(int64_t head_dim) {
   return (head_dim + 15) / 16 * 16;
 }
+// Floats that one job of n_rows rows needs: the queries' state, and one block in FP32.
 constexpr int64_t attention_scratch(int64_t n_rows, int64_t group, int64_t head_dim) {
-  const int64_t queries = (n_rows * group + 3) / 4 * 4;
-  return queries * (3 * padded_head_dim(head_dim) + 64 + 16);
+  const int64_t queries = (n_rows * group + 7) / 8 * 8;  // whole passes
+  return queries * (3 * padded_head_dim(head_dim) + 64 + 16) +
+         64 * (head_dim + padded_head_dim(head_dim));
 }
-// Bytes of one kv head in one block: keys (head_dim, 64), then values (64, padded head_dim).
-constexpr size_t kv_head_bytes(int64_t head_dim, size_t element) {
-  return static_cast<size_t>(64 * (head_dim + padded_head_dim(head_dim))) * element;
+// Bytes of one kv head in one block: keys (head_dim, 64), then values (64, padded head_dim); Q8_0
+// then has the keys' FP16 scales, (ceil(head_dim / 32), 64), and the values', (64, ceil(head_dim /
+// 32)).
+inline constexpr int64_t kKvScaled = 32;  // features that share a scale
+constexpr int64_t kv_scales(int64_t head_dim) {
+  return (head_dim + kKvScaled - 1) / kKvScaled;
+}
+constexpr size_t kv_head_bytes(KvFormat format, int64_t head_dim) {
+  const auto elements = static_cast<size_t>(64 * (head_dim + padded_head_dim(head_dim)));
+  switch (format) {
+    case KvFormat::f32:
+      return elements * 4;
+    case KvFormat::f16:
+    case KvFormat::bf16:
+      return elements * 2;
+    case KvFormat::q8_0:
+      return elements + static_cast<size_t>(2 * 64 * kv_scales(head_dim)) * 2;
+  }
+  return 0;
 }
 
 using TileFn = void (*)(const uint8_t* w, const uint8_t* x, int64_t cols, float* out, int64_t ldo,

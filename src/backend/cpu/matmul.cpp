@@ -14,9 +14,11 @@ TL_INLINE void prefetch_record(const uint8_t* rec, size_t bytes) {
   TL_UNROLL(64)
   for (size_t i = 0; i < bytes; i += 64) {
     if (NC <= 2) {
-      prefetch_near(rec + 1024 + i);prefetch_far(rec + 4096 + i);
+      prefetch_near(rec + 1024 + i);
+      prefetch_far(rec + 4096 + i);
     } else {
-      prefetch_near(rec + 1024 + i);prefetch_far(rec + 4096 + i);
+      prefetch_near(rec + 1024 + i);
+      prefetch_far(rec + 4096 + i);
     }
   }
 }

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #define TL_INLINE static inline __attribute__((always_inline))
+#define TL_MEMBER inline __attribute__((always_inline))
 #if defined(__clang__)
 #define TL_UNROLL(n)  // clang unrolls loops of constant length by itself
 #else

@@ -11,8 +11,9 @@ namespace {
 constexpr int kLanes = 8;
 constexpr int kColumns = 4;
 constexpr int kInterleave = 2;
-constexpr int kQueryGroup = 2;
-constexpr int kWideOffset = 0;  // dot4_wide takes signs apart instead
+constexpr int kQueryGroup = 4;    // queries that share one pass over keys or values
+constexpr int kQueryVectors = 2;  // vectors of keys or features in such a pass
+constexpr int kWideOffset = 0;    // dot4_wide takes signs apart instead
 
 using F = __m256;
 using I = __m256i;

@@ -11,7 +11,8 @@ namespace {
 constexpr int kLanes = 16;
 constexpr int kColumns = 16;      // widest column group whose accumulators stay in registers
 constexpr int kInterleave = 4;    // columns whose integer chains are in flight together
-constexpr int kQueryGroup = 4;    // queries that share one pass over keys or values
+constexpr int kQueryGroup = 8;    // queries that share one pass over keys or values
+constexpr int kQueryVectors = 2;  // vectors of keys or features in such a pass
 constexpr int kWideOffset = 128;  // what is added to a signed byte weight to make it unsigned
 
 using F = __m512;

@@ -10,7 +10,8 @@ namespace {
 constexpr int kLanes = 4;
 constexpr int kColumns = 2;
 constexpr int kInterleave = 1;
-constexpr int kQueryGroup = 1;
+constexpr int kQueryGroup = 1;    // queries that share one pass over keys or values
+constexpr int kQueryVectors = 4;  // vectors of keys or features in such a pass
 constexpr int kWideOffset = 128;
 
 using F = float __attribute__((vector_size(16)));

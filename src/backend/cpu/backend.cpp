@@ -30,6 +30,7 @@ using cpu::PackedPart;
 constexpr int64_t kTilesPerBlock = 4;  // tiles that share one pass over the columns; stay in L2
 // Work below these is not worth a join, which on a busy machine waits for the other threads' turn.
 constexpr int64_t kSerialFloats = 16384;        // of row-wise operations
+constexpr int64_t kSliceFloats = 8192;          // activations that one thread packs at a time
 constexpr int64_t kSerialProducts = 64 * 1024;  // multiply-adds of a matrix product or of attention
 constexpr int64_t kQueriesPerJob = 64;  // queries of one attention job; their state stays in L2
 
@@ -288,14 +289,18 @@ class CpuBackend final : public Backend {
           reinterpret_cast<uint8_t*>(x_scratch_[slot].get(column * static_cast<size_t>(x.rows)));
       groups_.clear();
       for (int64_t c = 0; c < x.rows; c += group_width(x.rows - c)) groups_.push_back(c);
-      for_rows(static_cast<int64_t>(groups_.size()),
-               x.cols * x.rows / static_cast<int64_t>(groups_.size()), [&](int64_t g) {
-                 const int64_t c = groups_[static_cast<size_t>(g)];
-                 k_.pack_columns(format, x.row_as<float>(c),
-                                 static_cast<int64_t>(x.row_stride / sizeof(float)),
-                                 group_width(x.rows - c), w.cols,
-                                 packed_x_[slot] + column * static_cast<size_t>(c));
-               });
+      // A group is cut along k too: a few columns are one group.
+      const int64_t n_records = cpu::records(format, w.cols);
+      const int64_t slices = std::clamp<int64_t>(x.rows * x.cols / kSliceFloats, 1, pool_.size());
+      const auto pack = [&](int64_t item) {
+        const int64_t c = groups_[static_cast<size_t>(item / slices)], slice = item % slices;
+        k_.pack_columns(format, x.row_as<float>(c),
+                        static_cast<int64_t>(x.row_stride / sizeof(float)), group_width(x.rows - c),
+                        w.cols, n_records * slice / slices, n_records * (slice + 1) / slices,
+                        packed_x_[slot] + column * static_cast<size_t>(c));
+      };
+      const auto n_items = static_cast<int64_t>(groups_.size()) * slices;
+      for_rows(n_items, x.rows * x.cols / n_items, pack);
     }
   }
 

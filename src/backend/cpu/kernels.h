@@ -72,9 +72,10 @@ struct Kernels {
   int max_columns;  // a power of two; column groups are max_columns, ..., 4, 2, 1 wide
 
   // Packs `n` columns (activation rows of `cols` floats, `stride` floats apart) as one column group
-  // for products with weights of `format`; writes n * column_bytes(format, cols) bytes.
+  // for products with weights of `format`, records [begin, end) of it; a whole group takes
+  // n * column_bytes(format, cols) bytes from `to`.
   void (*pack_columns)(Format format, const float* x, int64_t stride, int n, int64_t cols,
-                       uint8_t* to);
+                       int64_t begin, int64_t end, uint8_t* to);
   size_t (*column_bytes)(Format format, int64_t cols);
   // tile[format][log2(n)]: out[c * ldo + r] = or += sum over k of w[r][k] * x[c][k], for one tile
   // of 16 rows and a column group of n columns.

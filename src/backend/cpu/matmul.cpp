@@ -128,20 +128,22 @@ TL_INLINE float quantize_block(const float* x, int8_t* q, int32_t sums[2]) {
   return max / 127.0f;
 }
 
+// Each packs elements [begin, end) of k into the group that starts at `to`; elements beyond `cols`
+// are zeros.
 template <class D>
-void pack_quantized(const float* x, int64_t stride, int n, int64_t cols, int64_t blocks,
+void pack_quantized(const float* x, int64_t stride, int n, int64_t cols, int64_t begin, int64_t end,
                     uint8_t* to) {
-  for (int64_t b = 0; b < blocks; b++, to += n * kColumnBlockBytes<D>) {
+  to += begin / 32 * n * kColumnBlockBytes<D>;
+  for (int64_t k = begin; k < end; k += 32, to += n * kColumnBlockBytes<D>) {
     uint8_t* starts = to + n * 32;
     uint8_t* scales = starts + D::kStarts * n * 4;
     for (int c = 0; c < n; c++) {
       int32_t sums[2] = {0, 0};
       float scale = 0;
-      if (b * 32 < cols) {
-        scale =
-            quantize_block(x + c * stride + b * 32, reinterpret_cast<int8_t*>(to) + c * 32, sums);
+      if (k < cols) {
+        scale = quantize_block(x + c * stride + k, reinterpret_cast<int8_t*>(to) + c * 32, sums);
       } else {
-        memset(to + c * 32, 0, 32);  // a record's tail beyond cols
+        memset(to + c * 32, 0, 32);
       }
       const int32_t first = -D::kOffset * (D::kStarts == 2 ? sums[0] : sums[0] + sums[1]);
       const int32_t second = -D::kOffset * sums[1];
@@ -154,8 +156,10 @@ void pack_quantized(const float* x, int64_t stride, int n, int64_t cols, int64_t
   }
 }
 
-void pack_floats(const float* x, int64_t stride, int n, int64_t cols, int64_t padded, uint8_t* to) {
-  for (int64_t k = 0; k < padded; k++) {
+void pack_floats(const float* x, int64_t stride, int n, int64_t cols, int64_t begin, int64_t end,
+                 uint8_t* to) {
+  to += begin * n * 4;
+  for (int64_t k = begin; k < end; k++) {
     for (int c = 0; c < n; c++, to += 4) {
       const float value = k < cols ? x[c * stride + k] : 0.0f;
       memcpy(to, &value, 4);
@@ -163,8 +167,10 @@ void pack_floats(const float* x, int64_t stride, int n, int64_t cols, int64_t pa
   }
 }
 
-void pack_pairs(const float* x, int64_t stride, int n, int64_t cols, uint8_t* to) {
-  for (int64_t k = 0; k < cols; k += 2) {
+void pack_pairs(const float* x, int64_t stride, int n, int64_t cols, int64_t begin, int64_t end,
+                uint8_t* to) {
+  to += begin / 2 * n * 4;
+  for (int64_t k = begin; k < end; k += 2) {
     for (int c = 0; c < n; c++, to += 4) {
       const uint16_t pair[2] = {to_bf16(x[c * stride + k]),
                                 k + 1 < cols ? to_bf16(x[c * stride + k + 1]) : uint16_t{0}};
@@ -177,22 +183,23 @@ void pack_pairs(const float* x, int64_t stride, int n, int64_t cols, uint8_t* to
 
 namespace TINYLLAMA_ISA {
 
-void pack_columns(Format format, const float* x, int64_t stride, int n, int64_t cols, uint8_t* to) {
-  const int64_t padded = records(format, cols) * record(format).k;
+void pack_columns(Format format, const float* x, int64_t stride, int n, int64_t cols, int64_t begin,
+                  int64_t end, uint8_t* to) {
+  const int64_t from = begin * record(format).k, until = end * record(format).k;
   switch (format) {
     case Format::f32:
     case Format::f16:
-      return pack_floats(x, stride, n, cols, padded, to);
+      return pack_floats(x, stride, n, cols, from, until, to);
     case Format::bf16:
-      return pack_pairs(x, stride, n, cols, to);
+      return pack_pairs(x, stride, n, cols, from, until, to);
     case Format::q4_0:
-      return pack_quantized<Q4_0>(x, stride, n, cols, padded / 32, to);
+      return pack_quantized<Q4_0>(x, stride, n, cols, from, until, to);
     case Format::q8_0:
-      return pack_quantized<Q8_0>(x, stride, n, cols, padded / 32, to);
+      return pack_quantized<Q8_0>(x, stride, n, cols, from, until, to);
     case Format::q4_k:
-      return pack_quantized<Q4_K>(x, stride, n, cols, padded / 32, to);
+      return pack_quantized<Q4_K>(x, stride, n, cols, from, until, to);
     case Format::q6_k:
-      return pack_quantized<Q6_K>(x, stride, n, cols, padded / 32, to);
+      return pack_quantized<Q6_K>(x, stride, n, cols, from, until, to);
   }
 }
 

@@ -447,7 +447,7 @@ TEST(Engine, RefusedRequestsLeaveItAsItWas) {
   EXPECT_THROW(Engine(w.model, nullptr, {.context = 1}), Error);
   EXPECT_THROW(Engine(w.model, nullptr, {.cache_positions = -1}), Error);
   EXPECT_THROW(Engine(w.model, nullptr, {.rows_per_step = 0}), Error);
-  EXPECT_THROW(Engine(w.model, nullptr, {.kv_type = DType::q8_0}), Error);
+  EXPECT_THROW(Engine(w.model, nullptr, {.kv_type = DType::q4_0}), Error);
   EXPECT_EQ(generate(engine, request(5, 1, 5))[0].tokens.size(), 5u);
 }
 

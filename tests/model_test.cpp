@@ -290,7 +290,7 @@ TEST_F(Cache, ShiftThatDoesNotFitChangesNothing) {
 
 TEST_F(Cache, RejectsImpossibleSizes) {
   EXPECT_THROW(KvCache(backend_, config_, DType::f32, 0), Error);
-  EXPECT_THROW(KvCache(backend_, config_, DType::q8_0, 1), Error);
+  EXPECT_THROW(KvCache(backend_, config_, DType::q4_0, 1), Error);
   EXPECT_THROW(KvCache(backend_, config_, DType::f32, int64_t{1} << 40), Error);
 }
 

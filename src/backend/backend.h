@@ -108,7 +108,7 @@ class Backend {
 
 struct CpuOptions {
   int threads = 0;  // 0: one per core
-  std::string isa;  // "avx512", "avx2", "scalar"; empty: the best this processor has
+  std::string isa;  // "amx", "avx512", "avx2", "scalar"; empty: the best this processor has
 };
 
 // Throws Error when the ISA is unknown or the processor lacks it, naming those it has.

@@ -10,7 +10,26 @@
 #include <cpuid.h>
 #endif
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace tinyllama {
+namespace {
+
+// The matrix units' registers are large: Linux (5.16 on) saves them only for processes that ask.
+[[maybe_unused]] bool may_use_amx() {
+#if defined(__x86_64__) && defined(__linux__) && defined(SYS_arch_prctl)
+  constexpr int kRequestPermission = 0x1023,
+                kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return ::syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
 
 CpuInfo cpu_info() {
   CpuInfo info;
@@ -32,6 +51,11 @@ CpuInfo cpu_info() {
   if (__get_cpuid_count(7, 1, &a, &b, &c, &d)) {
     info.avx_vnni = info.avx2 && (a & (1u << 4)) != 0;
     info.avx512_bf16 = info.avx512 && (a & (1u << 5)) != 0;
+  }
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+  if (info.avx512 && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kAmxBf16) != 0 &&
+      (d & kAmxTile) != 0) {
+    info.amx_bf16 = may_use_amx();
   }
 #elif defined(__aarch64__)
   info.neon = true;

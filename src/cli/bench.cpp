@@ -1,15 +1,15 @@
 // `tinyllama bench`: what this machine can do at most, and how much of it a model gets: every speed
 // stands beside the limit that bounds it, both measured in the same run.
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
-#include <nlohmann/json.hpp>
 
 #include "backend/cpu/probe.h"
-#include "base/cpu_info.h"
 #include "base/error.h"
 #include "base/rng.h"
+#include "cli/bench_report.h"
 #include "cli/commands.h"
 #include "cli/loading.h"
 #include "infer/sampler.h"
@@ -18,8 +18,6 @@
 namespace tinyllama::cli {
 namespace {
 
-using nlohmann::json;
-
 constexpr int64_t kFirstPrompt = 16;  // tokens of the prompt whose first answer token is timed
 constexpr int64_t kChunk = 512;       // rows of one forward pass of a prompt
 
@@ -27,27 +25,8 @@ struct BenchOptions {
   ModelOptions model;
   std::string prefill = "16,128,512", decode = "1:0,1:1536,4:128,16:128", corpus;
   int repeat = 3, tokens = 32;
-  bool json = false, machine_only = false;
-};
-
-struct PrefillResult {
-  int64_t tokens = 0;
-  double tokens_per_s = 0, ops_per_s = 0;
-};
-struct DecodeResult {
-  int64_t streams = 0, context = 0;
-  double tokens_per_s = 0, bytes_per_s = 0;
-};
-struct TokenizerResult {
-  uint64_t bytes = 0;
-  double whole_mb_per_s = 0, lines_mb_per_s = 0;
-};
-struct ModelResult {
-  DType dtype = DType::f32;  // of the weights
-  double load_s = 0, first_token_s = 0, peak_rss_mb = 0;
-  std::vector<PrefillResult> prefill;
-  std::vector<DecodeResult> decode;
-  std::optional<TokenizerResult> tokenizer;
+  std::string history, peer;
+  bool json = false, machine_only = false, no_history = false, no_peer = false;
 };
 
 double median(std::vector<double> values) {
@@ -161,11 +140,15 @@ PrefillResult bench_prefill(const BenchOptions& o, const LoadedModel& model, DTy
     if (i > 0) seconds.push_back(watch.seconds());  // the first one warms up
   }
   const double s = median(seconds);
-  return {tokens, static_cast<double>(tokens) / s, prompt_ops(model.llama->config(), tokens) / s};
+  PrefillResult result;
+  result.tokens = tokens;
+  result.tokens_per_s = static_cast<double>(tokens) / s;
+  result.ops_per_s = prompt_ops(model.llama->config(), tokens) / s;
+  return result;
 }
 
 DecodeResult bench_decode(const BenchOptions& o, const LoadedModel& model, DType kv_type,
-                          int64_t streams, int64_t context) {
+                          int64_t streams, int64_t context, ReadProbe& probe) {
   Runner runner(model, kv_type, context + o.tokens + 1, std::max(kChunk, streams), streams);
   std::vector<KvSequence> sequences;
   {
@@ -174,17 +157,25 @@ DecodeResult bench_decode(const BenchOptions& o, const LoadedModel& model, DType
     sequences.assign(static_cast<size_t>(streams), first);  // copies share the prompt's blocks
   }
   runner.step(sequences);
-  std::vector<double> seconds;
+  const auto cached = static_cast<double>(kv_bytes_per_token(model.llama->config(), kv_type));
+  std::vector<double> seconds, fractions;
+  double read_before = probe.read();
   for (int i = 0; i < o.tokens; i++) {
     const Stopwatch watch;
     runner.step(sequences);
     seconds.push_back(watch.seconds());
+    const double read_after = probe.read();
+    const double bytes = static_cast<double>(model.llama->weights().bytes) +
+                         static_cast<double>(streams * (context + i + 2)) * cached;
+    fractions.push_back(bytes / seconds.back() / (0.5e9 * (read_before + read_after)));
+    read_before = read_after;
   }
-  const double s = median(seconds), positions = static_cast<double>(context) + o.tokens / 2.0;
-  const double bytes = static_cast<double>(model.llama->weights().bytes) +
-                       static_cast<double>(streams) * positions *
-                           static_cast<double>(kv_bytes_per_token(model.llama->config(), kv_type));
-  return {streams, context, static_cast<double>(streams) / s, bytes / s};
+  DecodeResult result;
+  result.streams = streams;
+  result.context = context;
+  result.tokens_per_s = static_cast<double>(streams) / median(seconds);
+  result.fraction_of_bandwidth = median(fractions);
+  return result;
 }
 
 double bench_first_token(const LoadedModel& model, DType kv_type) {
@@ -253,107 +244,51 @@ std::vector<std::pair<int64_t, int64_t>> parse_decode(const std::string& text) {
   return points;
 }
 
-ModelResult bench_model(const BenchOptions& o) {
+// Loads, and answers a short prompt, several times: the best counts, since memory that the system
+// has to find first takes its time. Leaves the last one loaded.
+LoadedModel bench_load(const BenchOptions& o, ModelResult& result) {
+  std::optional<LoadedModel> model;
+  for (int i = 0; i < o.repeat; i++) {
+    model.reset();
+    model = load_model(o.model);
+    const DType kv_type = o.model.kv().value_or(model->llama->default_kv_type());
+    const double first = bench_first_token(*model, kv_type);
+    if (i > 0 && first >= result.first_token_s) continue;
+    result.first_token_s = first;
+    result.load_s = model->load_seconds;
+    result.open_s = model->open_seconds;
+    result.tokenizer_s = model->tokenizer_seconds;
+    result.pack_s = model->pack_seconds;
+  }
+  return std::move(*model);
+}
+
+void bench_model(const BenchOptions& o, ReadProbe& probe, Report& report) {
   ModelResult result;
   const auto decode_points = parse_decode(o.decode);
   const auto prefill_points = parse_ids(o.prefill, "--prefill");
-  const LoadedModel model = load_model(o.model);
+  const LoadedModel model = bench_load(o, result);
   const Config& config = model.llama->config();
   const DType kv_type = o.model.kv().value_or(model.llama->default_kv_type());
-  result.dtype = model.llama->weights().dtype;
-  result.load_s = model.load_seconds;
-  result.first_token_s = bench_first_token(model, kv_type);
+  report.dtype = model.llama->weights().dtype;
+  report.kv_type = traits(kv_type).name;
+  result.weight_bytes = model.llama->weights().bytes;
   for (const int64_t tokens : prefill_points)
     if (tokens > 0 && tokens <= config.context)
       result.prefill.push_back(bench_prefill(o, model, kv_type, tokens));
   for (const auto& [streams, context] : decode_points)
     if (streams > 0 && context + o.tokens + 1 <= config.context)
-      result.decode.push_back(bench_decode(o, model, kv_type, streams, context));
-  result.peak_rss_mb = peak_memory_mb();
+      result.decode.push_back(bench_decode(o, model, kv_type, streams, context, probe));
+  // The probe's memory was there all the time.
+  result.peak_rss_mb = peak_memory_mb() - static_cast<double>(probe.bytes()) / 1e6;
   if (model.tokenizer) result.tokenizer = bench_tokenizer(o, *model.tokenizer);
-  return result;
+  report.model = std::move(result);
 }
 
 MachinePeaks best_of(const MachinePeaks& a, const MachinePeaks& b) {
   return {std::max(a.read_gbps, b.read_gbps), std::max(a.fp32_gflops, b.fp32_gflops),
-          std::max(a.bf16_gflops, b.bf16_gflops), std::max(a.int8_gops, b.int8_gops)};
-}
-
-struct Report {
-  MachinePeaks machine;
-  int threads = 0;
-  std::string isa, path;
-  DType dtype = DType::f32;  // of the model's weights
-  std::optional<ModelResult> model;
-
-  // The arithmetic limit of products with these weights, operations a second.
-  double peak_ops() const {
-    if (traits(dtype).quantized) return machine.int8_gops * 1e9;
-    return (dtype == DType::bf16 ? machine.bf16_gflops : machine.fp32_gflops) * 1e9;
-  }
-  const char* peak_name() const {
-    if (traits(dtype).quantized) return "int8";
-    return dtype == DType::bf16 ? "BF16" : "FP32";
-  }
-};
-
-json report_json(const Report& r) {
-  json object = {{"machine",
-                  {{"read_gbps", r.machine.read_gbps},
-                   {"fp32_gflops", r.machine.fp32_gflops},
-                   {"bf16_gflops", r.machine.bf16_gflops},
-                   {"int8_gops", r.machine.int8_gops},
-                   {"threads", r.threads},
-                   {"isa", r.isa},
-                   {"cpu", cpu_info().model_name}}}};
-  if (!r.model) return object;
-  const ModelResult& m = *r.model;
-  object["model"] = {{"path", r.path}, {"type", traits(r.dtype).name}};
-  object["load_s"] = m.load_s;
-  object["first_token_s"] = m.first_token_s;
-  object["peak_rss_mb"] = m.peak_rss_mb;
-  object["prefill"] = json::array();
-  for (const PrefillResult& p : m.prefill)
-    object["prefill"].push_back({{"tokens", p.tokens},
-                                 {"tokens_per_s", p.tokens_per_s},
-                                 {"fraction_of_peak", p.ops_per_s / r.peak_ops()}});
-  object["decode"] = json::array();
-  for (const DecodeResult& d : m.decode)
-    object["decode"].push_back(
-        {{"streams", d.streams},
-         {"context", d.context},
-         {"tokens_per_s", d.tokens_per_s},
-         {"fraction_of_bandwidth", d.bytes_per_s / (r.machine.read_gbps * 1e9)}});
-  if (m.tokenizer)
-    object["tokenizer"] = {{"bytes", m.tokenizer->bytes},
-                           {"whole_mb_per_s", m.tokenizer->whole_mb_per_s},
-                           {"lines_mb_per_s", m.tokenizer->lines_mb_per_s}};
-  return object;
-}
-
-void print_report(const Report& r, Output& out) {
-  out.print("machine    {}, {} threads, {}\n", cpu_info().model_name, r.threads, r.isa);
-  out.print(
-      "           read {:.1f} GB/s; FP32 {:.0f} GFLOP/s, BF16 {:.0f} GFLOP/s, int8 {:.0f} GOP/s\n",
-      r.machine.read_gbps, r.machine.fp32_gflops, r.machine.bf16_gflops, r.machine.int8_gops);
-  if (!r.model) return;
-  const ModelResult& m = *r.model;
-  out.print("model      {} ({})\n", r.path, traits(r.dtype).name);
-  out.print(
-      "load       {:.2f} s; first token of a {}-token prompt after {:.2f} s; peak memory {:.0f} "
-      "MB\n",
-      m.load_s, kFirstPrompt, m.first_token_s, m.peak_rss_mb);
-  for (const PrefillResult& p : m.prefill)
-    out.print("prefill    {:>5} tokens {:>22.1f} tokens/s {:>6.1f} % of the {} peak\n", p.tokens,
-              p.tokens_per_s, 100 * p.ops_per_s / r.peak_ops(), r.peak_name());
-  for (const DecodeResult& d : m.decode)
-    out.print(
-        "decode     {:>5} streams at {:>5} {:>10.1f} tokens/s {:>6.1f} % of the read bandwidth\n",
-        d.streams, d.context, d.tokens_per_s, 100 * d.bytes_per_s / (r.machine.read_gbps * 1e9));
-  if (m.tokenizer)
-    out.print("tokenizer  {:.1f} MB/s whole, {:.1f} MB/s by lines (one core, {})\n",
-              m.tokenizer->whole_mb_per_s, m.tokenizer->lines_mb_per_s,
-              human_bytes(m.tokenizer->bytes));
+          std::max(a.bf16_gflops, b.bf16_gflops), std::max(a.int8_gops, b.int8_gops),
+          std::max(a.matrix_bf16_gflops, b.matrix_bf16_gflops)};
 }
 
 // The model to bench: nothing when none was named and none is found.
@@ -367,10 +302,25 @@ std::string find_model(const BenchOptions& o) {
   }
 }
 
-MachinePeaks probe(const BenchOptions& o, Report& report) {
-  ThreadPool pool(o.model.threads);
-  report.threads = pool.size();
-  return measure_machine(pool, o.model.isa);
+// llama.cpp's own program, where it is installed and can read the model.
+std::string find_peer(const BenchOptions& o) {
+  if (o.no_peer || !o.model.model.ends_with(".gguf")) return "";
+  if (!o.peer.empty()) return o.peer;
+  const std::string path = environment("PATH");
+  for (size_t at = 0; at <= path.size();) {
+    const size_t end = std::min(path.find(':', at), path.size());
+    const std::string program = path.substr(at, end - at) + "/llama-bench";
+    if (::access(program.c_str(), X_OK) == 0) return "llama-bench";
+    at = end + 1;
+  }
+  return "";
+}
+
+std::string history_path(const BenchOptions& o) {
+  if (!o.history.empty()) return o.history;
+  const std::string cache = environment("XDG_CACHE_HOME"), home = environment("HOME");
+  if (!cache.empty()) return cache + "/tinyllama/bench.jsonl";
+  return home.empty() ? "" : home + "/.cache/tinyllama/bench.jsonl";
 }
 
 void run(BenchOptions o, Output& out) {
@@ -378,18 +328,29 @@ void run(BenchOptions o, Output& out) {
   o.model.model = find_model(o);
   report.path = o.model.model;
   report.isa = o.model.isa.empty() ? cpu_isas().front() : o.model.isa;
-  report.machine = probe(o, report);
+  ThreadPool pool(o.model.threads);
+  report.threads = pool.size();
+  report.machine = measure_machine(pool, o.model.isa);
   if (!o.model.model.empty()) {
-    reset_peak_memory();
-    report.model = bench_model(o);
-    report.dtype = report.model->dtype;
+    {
+      ReadProbe probe(pool, o.model.isa);
+      reset_peak_memory();
+      bench_model(o, probe, report);
+    }
     // A shared machine has slow moments: the limit is the best of before and after.
-    report.machine = best_of(report.machine, probe(o, report));
+    report.machine = best_of(report.machine, measure_machine(pool, o.model.isa));
+    const std::string peer = find_peer(o);
+    if (!peer.empty()) compare_with_peer(peer, o.tokens, o.repeat, report);
+    const std::string history = o.no_history ? "" : history_path(o);
+    if (!history.empty()) {
+      compare_with_history(history, report);
+      append_to_history(history, report);
+    }
   }
   if (o.json) {
-    out.print("{}\n", report_json(report).dump(2));
+    out.print("{}\n", to_json(report, 2));
   } else {
-    print_report(report, out);
+    print(report, out);
   }
 }
 
@@ -414,6 +375,18 @@ Action bench(Options& options) {
                           .help = "Text for the tokenizer; unset: made up",
                           .placeholder = "FILE"});
   options.add(o->machine_only, {.flags = "--machine", .help = "Only the machine, no model"});
+  options.add(
+      o->peer,
+      {.flags = "--peer",
+       .help = "Run this beside it, with llama-bench's options and JSON; unset: llama-bench "
+               "where it is installed, for .gguf files",
+       .placeholder = "COMMAND"});
+  options.add(o->no_peer, {.flags = "--no-peer", .help = "Run no peer"});
+  options.add(o->history, {.flags = "--history",
+                           .help = "File of earlier runs, to compare with and to add to; unset: "
+                                   "~/.cache/tinyllama/bench.jsonl",
+                           .placeholder = "FILE"});
+  options.add(o->no_history, {.flags = "--no-history", .help = "Keep no history"});
   options.add(o->json, {.flags = "--json", .help = "Print one JSON object"});
   declare_model(options, o->model);
   options.example("tinyllama bench -m model.gguf", "a table");

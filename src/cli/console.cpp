@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 #include "base/error.h"
@@ -162,6 +163,11 @@ std::string human_bytes(uint64_t bytes) {
   size_t unit = 0;
   for (; value >= 999.95 && unit + 1 < kUnits.size(); unit++) value /= 1000;
   return fmt::format("{:.1f} {}", value, kUnits[unit]);
+}
+
+std::string environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
 }
 
 }  // namespace tinyllama::cli

@@ -102,6 +102,9 @@ class Stopwatch {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
+// An environment variable; empty when it is not set.
+std::string environment(const char* name);
+
 // "637.4 MB", decimal units as file sizes are quoted.
 std::string human_bytes(uint64_t bytes);
 

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <filesystem>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -31,11 +32,6 @@ constexpr const char* kHowToGetOne =
     "models/TinyLlama-1.1B-Chat-v1.0\n"
     "Without a network, a model of random weights shows that everything works:\n"
     "  tinyllama init --preset tinyllama-120m --out models/random";
-
-std::string environment(const char* name) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? "" : value;
-}
 
 struct Candidate {
   std::string path;
@@ -139,13 +135,21 @@ const Tokenizer& LoadedModel::need_tokenizer() const {
 LoadedModel load_model(const ModelOptions& options) {
   const Stopwatch watch;
   LoadedModel loaded;
+  double so_far = 0;
+  const auto lap = [&] {
+    const double now = watch.seconds();
+    return now - std::exchange(so_far, now);
+  };
   loaded.checkpoint = open_checkpoint(resolve_model(options.model));
   for (const std::string& text : loaded.checkpoint.notes) note("note: " + text);
+  loaded.open_seconds = lap();
   loaded.backend = make_cpu({.threads = options.threads, .isa = options.isa});
   if (loaded.checkpoint.vocab)
     loaded.tokenizer = std::make_unique<Tokenizer>(*loaded.checkpoint.vocab);
+  loaded.tokenizer_seconds = lap();
   ProgressBar bar;
   loaded.llama = std::make_unique<Llama>(*loaded.backend, loaded.checkpoint, bar.callback());
+  loaded.pack_seconds = lap();
   loaded.load_seconds = watch.seconds();
   return loaded;
 }

@@ -39,6 +39,7 @@ struct LoadedModel {
   std::unique_ptr<Tokenizer> tokenizer;  // null when the model has none
   std::unique_ptr<Llama> llama;
   double load_seconds = 0;
+  double open_seconds = 0, tokenizer_seconds = 0, pack_seconds = 0;  // its parts
 
   // Throws Error that names the remedy when the model has no tokenizer.
   const Tokenizer& need_tokenizer() const;

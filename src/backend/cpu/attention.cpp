@@ -240,6 +240,7 @@ template <class Kv, class Ahead>
 TL_INLINE void all_steps(const AttentionJob& job, const Queries& s, int64_t from, int64_t n,
                          int64_t b, const Kv& kv, Ahead ahead) {
   int64_t i = from;
+  for (; i < n && i % kQueryGroup != 0; i++) block_step<Kv, 1, Ahead>(job, s, i, b, kv, ahead);
   for (; i + kQueryGroup <= n; i += kQueryGroup)
     block_step<Kv, kQueryGroup, Ahead>(job, s, i, b, kv, ahead);
   for (; i < n; i++) block_step<Kv, 1, Ahead>(job, s, i, b, kv, ahead);

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <cstring>
 #include <vector>
 
@@ -24,10 +23,10 @@ using cpu::CpuPacked;
 using cpu::Format;
 using cpu::Kernels;
 using cpu::kTileRows;
+using cpu::kTilesPerBlock;
 using cpu::KvFormat;
 using cpu::PackedPart;
 
-constexpr int64_t kTilesPerBlock = 4;  // tiles that share one pass over the columns; stay in L2
 // Work below these is not worth a join, which on a busy machine waits for the other threads' turn.
 constexpr int64_t kSerialFloats = 16384;        // of row-wise operations
 constexpr int64_t kSliceFloats = 8192;          // activations that one thread packs at a time
@@ -292,11 +291,15 @@ class CpuBackend final : public Backend {
       // A group is cut along k too: a few columns are one group.
       const int64_t n_records = cpu::records(format, w.cols);
       const int64_t slices = std::clamp<int64_t>(x.rows * x.cols / kSliceFloats, 1, pool_.size());
+      const auto slice_at = [&](int64_t slice) {
+        if (slice == slices) return n_records;
+        return n_records * slice / slices / cpu::kSliceRecords * cpu::kSliceRecords;
+      };
       const auto pack = [&](int64_t item) {
         const int64_t c = groups_[static_cast<size_t>(item / slices)], slice = item % slices;
         k_.pack_columns(format, x.row_as<float>(c),
                         static_cast<int64_t>(x.row_stride / sizeof(float)), group_width(x.rows - c),
-                        w.cols, n_records * slice / slices, n_records * (slice + 1) / slices,
+                        w.cols, slice_at(slice), slice_at(slice + 1),
                         packed_x_[slot] + column * static_cast<size_t>(c));
       };
       const auto n_items = static_cast<int64_t>(groups_.size()) * slices;
@@ -307,22 +310,30 @@ class CpuBackend final : public Backend {
   // Tiles [first, end) of `part` against all columns.
   void tile_products(const CpuPacked& w, const PackedPart& part, int64_t first, int64_t end,
                      Tensor y, bool accumulate) const {
-    const auto format = static_cast<size_t>(part.format);
     const size_t tile = cpu::tile_bytes(part.format, w.cols);
     const size_t column = k_.column_bytes(part.format, w.cols);
     const auto ldo = static_cast<int64_t>(y.row_stride / sizeof(float));
+    const uint8_t* const packed_x = packed_x_[static_cast<size_t>(part.format)];
+    const auto tile_at = [&](int64_t t) { return part.tiles + static_cast<size_t>(t) * tile; };
+    const auto out_at = [&](int64_t c, int64_t t) {
+      return y.row_as<float>(c) + part.first_row + t * kTileRows;
+    };
+    const int64_t full = std::min(end, part.rows / kTileRows);  // tiles from here on lack rows
+    const cpu::BlockFn block = k_.block(part.format);
+    if (block != nullptr && full > first && y.rows >= k_.max_columns) {
+      block(tile_at(first), full - first, packed_x, y.rows / k_.max_columns, w.cols,
+            out_at(0, first), ldo, accumulate);
+    }
     for (int64_t c = 0; c < y.rows;) {
       const int width = group_width(y.rows - c);
-      const cpu::TileFn product = k_.tile[format][std::countr_zero(static_cast<unsigned>(width))];
-      const uint8_t* x = packed_x_[format] + column * static_cast<size_t>(c);
-      for (int64_t t = first; t < end; t++) {
-        const uint8_t* tiles = part.tiles + static_cast<size_t>(t) * tile;
-        float* out = y.row_as<float>(c) + part.first_row + t * kTileRows;
-        const int64_t rows = part.rows - t * kTileRows;
-        if (rows >= kTileRows) {
-          product(tiles, x, w.cols, out, ldo, accumulate);
+      const cpu::TileFn product = k_.tile(part.format, width);
+      const uint8_t* x = packed_x + column * static_cast<size_t>(c);
+      for (int64_t t = block != nullptr && width == k_.max_columns ? full : first; t < end; t++) {
+        if (t < full) {
+          product(tile_at(t), x, w.cols, out_at(c, t), ldo, accumulate);
         } else {
-          partial_product(product, tiles, x, w.cols, width, rows, out, ldo, accumulate);
+          partial_product(product, tile_at(t), x, w.cols, width, part.rows - t * kTileRows,
+                          out_at(c, t), ldo, accumulate);
         }
       }
       c += width;

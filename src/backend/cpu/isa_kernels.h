@@ -6,7 +6,8 @@
 
 namespace tinyllama::cpu::TINYLLAMA_ISA {
 
-extern const TileFn tiles[kFormats][5];
+TileFn tile(Format format, int n);
+BlockFn block(Format format);
 void pack_columns(Format format, const float* x, int64_t stride, int n, int64_t cols, int64_t begin,
                   int64_t end, uint8_t* to);
 size_t column_bytes(Format format, int64_t cols);

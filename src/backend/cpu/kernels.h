@@ -11,6 +11,8 @@ namespace tinyllama::cpu {
 // Rows of a packed weight tile; vector lanes are rows, so no product needs a horizontal sum.
 inline constexpr int kTileRows = 16;
 inline constexpr int kMaxColumns = 16;  // widest column group of any instruction set
+inline constexpr int64_t kTilesPerBlock =
+    4;  // tiles that share one pass over the columns; stay in L2
 
 // How a packed weight matrix is laid out; one per data type (same order as DType).
 enum class Format : uint8_t { f32, f16, bf16, q4_0, q8_0, q4_k, q6_k };
@@ -64,22 +66,32 @@ constexpr size_t kv_head_bytes(KvFormat format, int64_t head_dim) {
   return 0;
 }
 
+// out[c * ldo + r] = or += sum over k of w[r][k] * x[c][k], for one tile of 16 rows and one column
+// group.
+inline constexpr int64_t kSliceRecords = 16;
+
 using TileFn = void (*)(const uint8_t* w, const uint8_t* x, int64_t cols, float* out, int64_t ldo,
                         bool accumulate);
+// The same for n_tiles (1 to kTilesPerBlock) consecutive tiles and n_groups consecutive groups of
+// kMaxColumns.
+using BlockFn = void (*)(const uint8_t* w, int64_t n_tiles, const uint8_t* x, int64_t n_groups,
+                         int64_t cols, float* out, int64_t ldo, bool accumulate);
 
 struct Kernels {
   const char* name;
   int max_columns;  // a power of two; column groups are max_columns, ..., 4, 2, 1 wide
 
   // Packs `n` columns (activation rows of `cols` floats, `stride` floats apart) as one column group
-  // for products with weights of `format`, records [begin, end) of it; a whole group takes
+  // for products with weights of `format`, records [begin, end) of it (begin a multiple of
+  // kSliceRecords); a whole group takes
   // n * column_bytes(format, cols) bytes from `to`.
   void (*pack_columns)(Format format, const float* x, int64_t stride, int n, int64_t cols,
                        int64_t begin, int64_t end, uint8_t* to);
   size_t (*column_bytes)(Format format, int64_t cols);
-  // tile[format][log2(n)]: out[c * ldo + r] = or += sum over k of w[r][k] * x[c][k], for one tile
-  // of 16 rows and a column group of n columns.
-  const TileFn (*tile)[5];
+  // For groups of n columns.
+  TileFn (*tile)(Format format, int n);
+  // Null where nothing is better than tile by tile; the bits are the same.
+  BlockFn (*block)(Format format);
 
   void (*attention)(const AttentionJob& job);
   void (*rms_norm)(const float* x, const float* w, double eps, int64_t n, float* y);
@@ -97,6 +109,7 @@ struct Kernels {
   double (*peak_fp32)(int64_t n);
   double (*peak_bf16)(int64_t n);
   double (*peak_int8)(int64_t n);
+  double (*peak_matrix)(int64_t n);  // BF16 by matrix units; null where there are none
   uint64_t (*read_memory)(const uint8_t* from,
                           size_t bytes);  // a checksum, so that the reads happen
 };
@@ -104,5 +117,6 @@ struct Kernels {
 extern const Kernels kernels_scalar;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const Kernels kernels_amx;
 
 }  // namespace tinyllama::cpu

@@ -36,6 +36,35 @@ double best_rate(ThreadPool& pool, const Work& work) {
 
 }  // namespace
 
+ReadProbe::ReadProbe(ThreadPool& pool, const std::string& isa)
+    : pool_(pool),
+      read_memory_(cpu::kernels_for(isa).read_memory),
+      memory_(alloc_host(kReadBytes)),
+      sums_(static_cast<size_t>(pool.size())) {
+  const size_t part = kReadBytes / sums_.size();
+  pool.run([&](int thread) {
+    std::memset(memory_.data() + part * static_cast<size_t>(thread), 1, part);
+  });
+}
+
+double ReadProbe::read(int eighths) {
+  double units = 0, time = 0;
+  for (int i = 0; i < eighths; i++) {
+    const size_t slice = kReadBytes / 8, part = slice / sums_.size() / 4096 * 4096;
+    const auto* from =
+        reinterpret_cast<const uint8_t*>(memory_.data()) + slice * static_cast<size_t>(next_);
+    next_ = (next_ + 1) % 8;
+    const double start = seconds();
+    pool_.run([&](int thread) {
+      const auto at = static_cast<size_t>(thread);
+      sums_[at] += read_memory_(from + part * at, part);
+    });
+    time += seconds() - start;
+    units += static_cast<double>(part * sums_.size());
+  }
+  return units / time / 1e9;
+}
+
 MachinePeaks measure_machine(ThreadPool& pool, const std::string& isa) {
   const cpu::Kernels& k = cpu::kernels_for(isa);
   MachinePeaks peaks;
@@ -43,18 +72,10 @@ MachinePeaks measure_machine(ThreadPool& pool, const std::string& isa) {
   peaks.fp32_gflops = best_rate(pool, [&](int) { return k.peak_fp32(kRounds); });
   peaks.bf16_gflops = best_rate(pool, [&](int) { return k.peak_bf16(kRounds); });
   peaks.int8_gops = best_rate(pool, [&](int) { return k.peak_int8(kRounds); });
-
-  const Buffer memory = alloc_host(kReadBytes);
-  const size_t part = kReadBytes / static_cast<size_t>(pool.size()) / 4096 * 4096;
-  std::vector<uint64_t> sums(static_cast<size_t>(pool.size()));
-  pool.run([&](int thread) {
-    std::memset(memory.data() + part * static_cast<size_t>(thread), 1, part);
-  });
-  peaks.read_gbps = best_rate(pool, [&](int thread) {
-    const auto at = static_cast<size_t>(thread);
-    sums[at] += k.read_memory(reinterpret_cast<const uint8_t*>(memory.data()) + part * at, part);
-    return static_cast<double>(part);
-  });
+  if (k.peak_matrix != nullptr)
+    peaks.matrix_bf16_gflops = best_rate(pool, [&](int) { return k.peak_matrix(kRounds); });
+  ReadProbe probe(pool, isa);
+  for (int run = 0; run < kRuns; run++) peaks.read_gbps = std::max(peaks.read_gbps, probe.read(8));
   return peaks;
 }
 

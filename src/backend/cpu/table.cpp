@@ -12,9 +12,23 @@ namespace tinyllama::cpu {
 namespace isa = TINYLLAMA_ISA;
 
 const Kernels TL_JOIN(kernels_, TINYLLAMA_ISA) = {
-    TL_TEXT(TINYLLAMA_ISA), kColumns,       isa::pack_columns, isa::column_bytes, isa::tiles,
-    isa::attention,         isa::rms_norm,  isa::swiglu,       isa::rope,         isa::store_kv,
-    isa::load_kv,           isa::peak_fp32, isa::peak_bf16,    isa::peak_int8,    isa::read_memory,
+    TL_TEXT(TINYLLAMA_ISA),
+    kColumns,
+    isa::pack_columns,
+    isa::column_bytes,
+    isa::tile,
+    isa::block,
+    isa::attention,
+    isa::rms_norm,
+    isa::swiglu,
+    isa::rope,
+    isa::store_kv,
+    isa::load_kv,
+    isa::peak_fp32,
+    isa::peak_bf16,
+    isa::peak_int8,
+    nullptr,
+    isa::read_memory,
 };
 
 }  // namespace tinyllama::cpu

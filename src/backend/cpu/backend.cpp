@@ -83,7 +83,7 @@ class CpuBackend final : public Backend {
   }
 
   std::unique_ptr<Packed> pack(std::span<const PackPart> parts) override {
-    return cpu::pack_weights(parts, pool_);
+    return cpu::pack_weights(parts, pool_, arena_);
   }
 
   size_t kv_block_bytes(const KvShape& shape) const override {
@@ -356,6 +356,7 @@ class CpuBackend final : public Backend {
 
   const Kernels& k_;
   ThreadPool pool_;
+  cpu::WeightArena arena_;
   const Batch* batch_ = nullptr;
   std::span<const float> rope_;
   std::vector<int32_t> segment_of_row_;

@@ -1,5 +1,6 @@
 #include "backend/cpu/weights.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "base/error.h"
@@ -207,7 +208,21 @@ std::vector<std::byte> zero_row(DType dtype, int64_t cols) {
 
 }  // namespace
 
-std::unique_ptr<CpuPacked> pack_weights(std::span<const PackPart> parts, ThreadPool& pool) {
+std::byte* WeightArena::take(size_t bytes, std::shared_ptr<const Buffer>& owner) {
+  constexpr size_t kChunk = size_t{64} << 20, kLine = 64;
+  const size_t size = (bytes + kLine - 1) / kLine * kLine;
+  if (chunk_ == nullptr || size > chunk_->size() - used_) {
+    chunk_ = std::make_shared<const Buffer>(alloc_host(std::max(size, kChunk)));
+    used_ = 0;
+  }
+  owner = chunk_;
+  std::byte* const at = chunk_->data() + used_;
+  used_ += size;
+  return at;
+}
+
+std::unique_ptr<CpuPacked> pack_weights(std::span<const PackPart> parts, ThreadPool& pool,
+                                        WeightArena& arena) {
   TL_CHECK(!parts.empty());
   auto packed = std::make_unique<CpuPacked>();
   packed->cols = parts[0].w.cols;
@@ -233,10 +248,9 @@ std::unique_ptr<CpuPacked> pack_weights(std::span<const PackPart> parts, ThreadP
   for (const PackedPart& p : packed->parts)
     total += static_cast<size_t>((p.rows + kTileRows - 1) / kTileRows) *
              tile_bytes(p.format, packed->cols);
-  packed->memory = alloc_host(total);
   packed->bytes = total;
 
-  auto* at = reinterpret_cast<uint8_t*>(packed->memory.data());
+  auto* at = reinterpret_cast<uint8_t*>(arena.take(total, packed->memory));
   for (size_t i = 0; i < packed->parts.size(); i++) {
     PackedPart& p = packed->parts[i];
     const size_t bytes = tile_bytes(p.format, packed->cols);

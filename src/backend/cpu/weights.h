@@ -1,6 +1,7 @@
 // Packing weights into the tiles of layout.h.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "backend/backend.h"
@@ -20,9 +21,22 @@ struct PackedPart {
 class CpuPacked : public Packed {
  public:
   std::vector<PackedPart> parts;  // neighbours of one format are one part
-  Buffer memory;
+  std::shared_ptr<const Buffer> memory;
 };
 
-std::unique_ptr<CpuPacked> pack_weights(std::span<const PackPart> parts, ThreadPool& pool);
+// Memory for matrices side by side: each in pages of its own would leave an eighth of 1.1B's huge
+// pages unused. Pages that nothing touches take no memory.
+class WeightArena {
+ public:
+  // `bytes` zeroed bytes on a cache line; they live as long as `owner`.
+  std::byte* take(size_t bytes, std::shared_ptr<const Buffer>& owner);
+
+ private:
+  std::shared_ptr<const Buffer> chunk_;
+  size_t used_ = 0;
+};
+
+std::unique_ptr<CpuPacked> pack_weights(std::span<const PackPart> parts, ThreadPool& pool,
+                                        WeightArena& arena);
 
 }  // namespace tinyllama::cpu

@@ -4,7 +4,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
+#include <thread>
 
 #include "backend/cpu/probe.h"
 #include "base/error.h"
@@ -159,11 +161,16 @@ DecodeResult bench_decode(const BenchOptions& o, const LoadedModel& model, DType
   runner.step(sequences);
   const auto cached = static_cast<double>(kv_bytes_per_token(model.llama->config(), kv_type));
   std::vector<double> seconds, fractions;
+  // The probe's threads and the model's take turns; who is awake while the other starts would share
+  // a core with it.
+  const auto settle = [] { std::this_thread::sleep_for(std::chrono::microseconds(300)); };
   double read_before = probe.read();
   for (int i = 0; i < o.tokens; i++) {
+    settle();
     const Stopwatch watch;
     runner.step(sequences);
     seconds.push_back(watch.seconds());
+    settle();
     const double read_after = probe.read();
     const double bytes = static_cast<double>(model.llama->weights().bytes) +
                          static_cast<double>(streams * (context + i + 2)) * cached;

@@ -8,12 +8,13 @@ namespace tinyllama::cpu {
 namespace {
 
 // The weight stream is read once, from memory: fetched into L2 4 KB ahead, into L1 1 KB ahead.
-// Either alone reaches a sixth less with one column; farther ahead is worse.
-TL_INLINE void prefetch_record(const uint8_t* rec, size_t bytes) {
-  TL_UNROLL(64)
-  for (size_t i = 0; i < bytes; i += 64) {
-    prefetch_near(rec + 1024 + i);
-    prefetch_far(rec + 4096 + i);
+// Either alone reaches a sixth less with one column; farther ahead is worse. Fetches `n` lines.
+template <int n>
+TL_INLINE void prefetch_lines(const uint8_t* from) {
+  TL_UNROLL(17)
+  for (int i = 0; i < n; i++) {
+    prefetch_near(from + 1024 + i * 64);
+    prefetch_far(from + 4096 + i * 64);
   }
 }
 
@@ -75,12 +76,15 @@ void quantized_tile(const uint8_t* w, const uint8_t* x, int64_t cols, float* out
   F acc[NC][kParts];
   for (int c = 0; c < NC; c++)
     for (int part = 0; part < kParts; part++) acc[c][part] = set_f(0);
+  constexpr int kLines =
+      static_cast<int>(record(format).bytes) / 64;  // fetched in equal parts, not in bursts
   const int64_t n = records(format, cols);
   for (int64_t r = 0; r < n; r++, w += record(format).bytes) {
-    prefetch_record(w, record(format).bytes);
     TL_UNROLL(2)
-    for (int b = 0; b < D::kBlocks; b++, x += NC * kColumnBlockBytes<D>)
+    for (int b = 0; b < D::kBlocks; b++, x += NC * kColumnBlockBytes<D>) {
+      prefetch_lines<(kLines + D::kBlocks - 1) / D::kBlocks>(w + b * kLines / D::kBlocks * 64);
       quantized_block<D, NC>(w, b, x, acc);
+    }
   }
   store_tile<NC>(acc, out, ldo, accumulate);
 }
@@ -94,7 +98,7 @@ void float_tile(const uint8_t* w, const uint8_t* x, int64_t cols, float* out, in
   const int64_t n = records(format, cols);
   TL_UNROLL(4)
   for (int64_t r = 0; r < n; r++, w += 64, x += NC * D::kColumnBytes) {
-    prefetch_record(w, 64);
+    prefetch_lines<1>(w);
     D::template step<NC>(w, x, acc);
   }
   store_tile<NC>(acc, out, ldo, accumulate);

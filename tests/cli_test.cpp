@@ -280,8 +280,9 @@ TEST_F(Cli, PerplexityOfAFile) {
 }
 
 TEST_F(Cli, BenchKeys) {
-  const Finished done = run_program({"bench", "-m", model(), "--json", "--prefill", "16,64",
-                                     "--decode", "1:0,2:16", "-n", "4", "--repeat", "1"});
+  const Finished done =
+      run_program({"bench", "-m", model(), "--json", "--prefill", "16,64", "--decode", "1:0,2:16",
+                   "-n", "4", "--repeat", "1", "--no-history"});
   ASSERT_EQ(done.code, 0) << done.err;
   const json object = json::parse(done.out);
   for (const char* key : {"read_gbps", "fp32_gflops", "bf16_gflops", "int8_gops"})
@@ -294,6 +295,39 @@ TEST_F(Cli, BenchKeys) {
     EXPECT_GT(object.at("prefill").at(1).at(key).get<double>(), 0) << key;
   for (const char* key : {"streams", "context", "tokens_per_s", "fraction_of_bandwidth"})
     EXPECT_GT(object.at("decode").at(1).at(key).get<double>(), 0) << key;
+}
+
+// The second run stands beside the first, and a peer beside both; a peer that prints nonsense is an
+// error.
+TEST_F(Cli, BenchBesideAnEarlierRunAndAPeer) {
+  const std::string gguf = path("bench.gguf"), history = path("history/bench.jsonl");
+  ASSERT_EQ(run_program({"convert", model(), gguf}).code, 0);
+  std::ofstream(path("peer.sh"))
+      << R"(case "$*" in *"-p 16 "*) echo '[{"n_prompt":16,"n_gen":0,"avg_ts":2.5}]';;
+*) echo '[{"n_prompt":0,"n_gen":4,"n_depth":0,"avg_ts":0.5}]';; esac)";
+  std::vector<std::string> command = {
+      "bench",    "-m",        gguf,    "--prefill", "16",
+      "--decode", "1:0,2:16",  "-n",    "4",         "--repeat",
+      "1",        "--history", history, "--peer",    "sh " + path("peer.sh")};
+  const Finished table = run_program(command);
+  ASSERT_EQ(table.code, 0) << table.err;
+  EXPECT_NE(table.out.find("2.5 ("), std::string::npos) << table.out;
+  EXPECT_EQ(table.out.find("since "), std::string::npos) << table.out;
+  const Finished second = run_program(command);
+  EXPECT_NE(second.out.find("since 20"), std::string::npos) << second.out;
+  command.emplace_back("--json");
+  const json object = json::parse(run_program(command).out);
+  EXPECT_EQ(object.at("prefill").at(0).at("peer_tokens_per_s"), 2.5);
+  EXPECT_EQ(object.at("decode").at(0).at("peer_tokens_per_s"), 0.5);
+  EXPECT_FALSE(
+      object.at("decode").at(1).contains("peer_tokens_per_s"));  // it was asked for one stream
+  std::ifstream lines(history);
+  EXPECT_EQ(std::count(std::istreambuf_iterator<char>(lines), {}, '\n'), 3);
+
+  std::ofstream(path("peer.sh")) << "echo nonsense";
+  const Finished nonsense = run_program(command);
+  EXPECT_EQ(nonsense.code, 1);
+  EXPECT_NE(nonsense.err.find("nonsense"), std::string::npos) << nonsense.err;
 }
 
 const std::vector<std::string> kEndless = {"generate",     "--ids",       "1,260", "-n", "-1",

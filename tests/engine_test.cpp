@@ -698,7 +698,7 @@ TEST(Perplexity, MatchesTheLogits) {
         }
       }
       int calls = 0;
-      const PerplexityResult got = perplexity(w.model, text, window, bos, DType::f32,
+      const PerplexityResult got = perplexity(w.model, text, window, bos, {DType::f32, {}},
                                               [&](const PerplexityResult&) { calls++; });
       EXPECT_EQ(got.negative_log_likelihood, want) << window;  // the same sum in the same order
       EXPECT_EQ(got.targets, targets);
@@ -709,10 +709,47 @@ TEST(Perplexity, MatchesTheLogits) {
   }
 }
 
+TEST(Perplexity, ComparesCaches) {
+  World& w = world();
+  const std::vector<TokenId> text = random_tokens(300, kVocab, 4);
+  const PerplexityResult plain = perplexity(w.model, text, 200, 1, {DType::q8_0, {}});
+  const PerplexityResult same = perplexity(w.model, text, 200, 1, {DType::f32, DType::f32});
+  EXPECT_EQ(same.kl_sum, 0);
+  EXPECT_EQ(same.same_top, same.targets);
+  const PerplexityResult got = perplexity(w.model, text, 200, 1, {DType::q8_0, DType::f32});
+  EXPECT_EQ(got.negative_log_likelihood,
+            plain.negative_log_likelihood);  // the other changes nothing
+  EXPECT_GT(got.kl_sum, 0);
+  EXPECT_GE(got.kl_max * static_cast<double>(got.targets), got.kl_sum);
+  EXPECT_LT(got.kl_max, 0.01);
+  // The sum by hand, over the first window.
+  const std::vector<TokenId> window = [&] {
+    std::vector<TokenId> ids = {1};
+    ids.insert(ids.end(), text.begin(), text.begin() + 199);
+    return ids;
+  }();
+  const Logits p = all_logits(w.model, DType::f32, window),
+               q = all_logits(w.model, DType::q8_0, window);
+  double want = 0;
+  for (size_t row = 0; row + 1 < window.size(); row++) {
+    const auto at = [&](const Logits& logits) {
+      return std::span(logits).subspan(row * kVocab, kVocab);
+    };
+    const double p_sum = log_sum_exp(at(p)), q_sum = log_sum_exp(at(q));
+    for (size_t i = 0; i < kVocab; i++) {
+      const double log_p = static_cast<double>(at(p)[i]) - p_sum;
+      want += std::exp(log_p) * (log_p - (static_cast<double>(at(q)[i]) - q_sum));
+    }
+  }
+  const PerplexityResult first =
+      perplexity(w.model, std::span(text).first(199), 200, 1, {DType::q8_0, DType::f32});
+  EXPECT_NEAR(first.kl_sum, want, 1e-12);
+}
+
 TEST(Perplexity, RefusesWhatCannotBeScored) {
   World& w = world();
   const auto refused = [&](std::vector<TokenId> tokens, int64_t window, TokenId bos) {
-    EXPECT_THROW(perplexity(w.model, tokens, window, bos, DType::f32), Error);
+    EXPECT_THROW(perplexity(w.model, tokens, window, bos, {DType::f32, {}}), Error);
   };
   refused({}, 0, 1);
   refused({5}, 0, kNoToken);
@@ -720,7 +757,7 @@ TEST(Perplexity, RefusesWhatCannotBeScored) {
   refused({5, -1}, 0, kNoToken);
   refused({5, 6}, 1, kNoToken);
   refused({5, 6}, 0, 300);
-  EXPECT_EQ(perplexity(w.model, std::vector<TokenId>{5}, 0, 1, DType::f32).targets, 1);
+  EXPECT_EQ(perplexity(w.model, std::vector<TokenId>{5}, 0, 1, {DType::f32, {}}).targets, 1);
 }
 
 }  // namespace

@@ -14,6 +14,7 @@ namespace {
 struct PerplexityOptions {
   ModelOptions model;
   std::string file;
+  std::optional<std::string> against;
   int64_t context = 0;
   bool no_bos = false, json = false;
 };
@@ -25,13 +26,14 @@ void run(const PerplexityOptions& o, Output& out) {
   const std::vector<TokenId> ids = tokenizer.encode(text);
   const int64_t window = o.context > 0 ? o.context : model.llama->config().context;
   const TokenId bos = o.no_bos || !tokenizer.vocab().add_bos ? kNoToken : tokenizer.vocab().bos;
+  PerplexityCaches caches = {o.model.kv().value_or(model.llama->default_kv_type()), {}};
+  if (o.against) caches.against = dtype_from_name(*o.against);
   const Stopwatch watch;
   PerplexityResult result;
   {
     ProgressBar bar(ProgressBar::Unit::tokens);
     result = tinyllama::perplexity(
-        *model.llama, ids, window, bos, o.model.kv().value_or(model.llama->default_kv_type()),
-        [&](const PerplexityResult& so_far) {
+        *model.llama, ids, window, bos, caches, [&](const PerplexityResult& so_far) {
           bar.update(fmt::format("perplexity {:.4f}", so_far.perplexity()),
                      static_cast<uint64_t>(so_far.targets), ids.size());
         });
@@ -40,19 +42,34 @@ void run(const PerplexityOptions& o, Output& out) {
                per_token = result.negative_log_likelihood / static_cast<double>(result.targets);
   const double bits_per_byte =
       result.negative_log_likelihood / std::log(2.0) / static_cast<double>(text.size());
+  const auto targets = static_cast<double>(result.targets);
+  const std::string_view kv_name = traits(caches.kv_type).name;
   if (o.json) {
-    out.print("{}\n", nlohmann::json({{"perplexity", result.perplexity()},
-                                      {"nats_per_token", per_token},
-                                      {"bits_per_byte", bits_per_byte},
-                                      {"tokens", result.targets},
-                                      {"context", window},
-                                      {"seconds", seconds}})
-                          .dump());
+    nlohmann::json object = {{"perplexity", result.perplexity()},
+                             {"nats_per_token", per_token},
+                             {"bits_per_byte", bits_per_byte},
+                             {"tokens", result.targets},
+                             {"context", window},
+                             {"seconds", seconds},
+                             {"kv_type", kv_name}};
+    if (caches.against) {
+      object["against"] = {{"kv_type", traits(*caches.against).name},
+                           {"kl_mean", result.kl_sum / targets},
+                           {"kl_max", result.kl_max},
+                           {"same_top", static_cast<double>(result.same_top) / targets}};
+    }
+    out.print("{}\n", object.dump());
     return;
   }
   out.print(
       "perplexity {:.4f}  ({:.4f} nats a token, {:.4f} bits a byte; {} tokens in windows of {})\n",
       result.perplexity(), per_token, bits_per_byte, result.targets, window);
+  if (caches.against)
+    out.print(
+        "cache {} against {}: KL {:.2g} nats on average, {:.2g} at most; the same likeliest token "
+        "in {:.2f} %\n",
+        kv_name, traits(*caches.against).name, result.kl_sum / targets, result.kl_max,
+        100 * static_cast<double>(result.same_top) / targets);
   note(fmt::format("{:.1f} s, {:.1f} tokens/s", seconds,
                    static_cast<double>(result.targets) / seconds));
 }
@@ -71,10 +88,17 @@ Action perplexity(Options& options) {
       {.flags = "--context", .help = "Tokens in one window; 0: the model's context", .min = 0});
   options.add(o->no_bos, {.flags = "--no-bos",
                           .help = "Windows do not start with the beginning-of-sequence token"});
+  options.add(o->against,
+              {.flags = "--against",
+               .help = "Run also with this type of cached keys and values, and print how far the "
+                       "distributions lie apart",
+               .choices = {"f32", "f16", "bf16", "q8_0"}});
   options.add(o->json, {.flags = "--json", .help = "Print one JSON object"});
   declare_model(options, o->model);
   options.example("tinyllama perplexity -m MODEL --file test.txt",
                   "over the whole file, in windows of the context");
+  options.example("tinyllama perplexity -m MODEL --file test.txt --kv-type q8_0 --against f16",
+                  "what an 8-bit cache costs");
   return [o](Output& out) { run(*o, out); };
 }
 

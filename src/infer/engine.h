@@ -107,10 +107,18 @@ std::vector<Completion> generate(Engine& engine, const Request& request);
 struct PerplexityResult {
   double negative_log_likelihood = 0;  // nats
   int64_t targets = 0;
+  // Against the other cache, where one was asked for: divergences KL(other || this) in nats, and
+  // targets for which both find the same token the likeliest.
+  double kl_sum = 0, kl_max = 0;
+  int64_t same_top = 0;
   double perplexity() const;
 };
+struct PerplexityCaches {
+  DType kv_type;                 // of keys and values
+  std::optional<DType> against;  // also run with this type, and compare
+};
 PerplexityResult perplexity(const Llama& model, std::span<const TokenId> tokens, int64_t window,
-                            TokenId bos, DType kv_type,
+                            TokenId bos, const PerplexityCaches& caches,
                             const std::function<void(const PerplexityResult&)>& progress = nullptr);
 
 }  // namespace tinyllama

@@ -75,10 +75,11 @@ struct ThreadPool::State {
   std::vector<std::thread> threads;
   std::vector<Part> parts;  // one per thread, for for_each
   std::mutex mutex;
-  std::condition_variable wake;
+  std::condition_variable wake, finished;
   std::atomic<uint32_t> generation{0};  // counts jobs; a worker waits for it to change
   std::atomic<int> unfinished{0};
   std::atomic<int> sleepers{0};
+  std::atomic<bool> caller_sleeps{false};
   std::atomic<bool> stop{false};
   const std::function<void(int)>* job = nullptr;
   std::exception_ptr error;  // guarded by mutex
@@ -107,8 +108,26 @@ struct ThreadPool::State {
       seen++;
       if (stop.load(std::memory_order_relaxed)) return;
       guarded(thread);
-      unfinished.fetch_sub(1, std::memory_order_release);
+      finish();
     }
+  }
+
+  void finish() {
+    if (unfinished.fetch_sub(1, std::memory_order_seq_cst) != 1) return;
+    if (!caller_sleeps.load(std::memory_order_seq_cst)) return;
+    { const std::lock_guard lock(mutex); }
+    finished.notify_one();
+  }
+
+  // A worker that is late has lost its core to somebody else; a caller that spins would keep its
+  // own from it.
+  void wait_for_workers() {
+    const auto done = [&] { return unfinished.load(std::memory_order_seq_cst) == 0; };
+    if (spin_until(done)) return;
+    std::unique_lock lock(mutex);
+    caller_sleeps.store(true, std::memory_order_seq_cst);
+    finished.wait(lock, done);
+    caller_sleeps.store(false, std::memory_order_relaxed);
   }
 
   void announce() {
@@ -146,11 +165,7 @@ void ThreadPool::run(const std::function<void(int)>& job) {
   s.unfinished.store(static_cast<int>(s.threads.size()), std::memory_order_relaxed);
   s.announce();
   s.guarded(0);
-  const auto done = [&] { return s.unfinished.load(std::memory_order_acquire) == 0; };
-  if (!spin_until(done)) {
-    while (!done())
-      std::this_thread::yield();  // a core was taken from us; the late worker may have this one
-  }
+  s.wait_for_workers();
   if (s.error) std::rethrow_exception(std::exchange(s.error, nullptr));
 }
 

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <filesystem>
 #include <numeric>
 
@@ -86,6 +87,26 @@ TEST(ThreadPool, RunsEveryItemOnceForAnyThreadCount) {
       });
       for (const auto& count : seen) EXPECT_EQ(count, 2);
     }
+  }
+}
+
+// A worker that keeps joins waiting is left out for a while; whoever takes part, each item runs
+// once, and run() still reaches every thread.
+TEST(ThreadPool, LateWorkersChangeNothing) {
+  ThreadPool pool(3);
+  for (int round = 0; round < 60; round++) {
+    std::vector<std::atomic<int>> seen(40);
+    std::atomic<bool> in_range{true};
+    pool.for_each(40, [&](int64_t i, int thread) {
+      seen[static_cast<size_t>(i)]++;
+      if (thread < 0 || thread >= 3) in_range = false;
+      if (round % 3 == 0 && thread == 1) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    });
+    for (const auto& count : seen) EXPECT_EQ(count, 1);
+    EXPECT_TRUE(in_range);
+    std::atomic<int> threads{0};
+    pool.run([&](int thread) { threads += 1 << thread; });
+    EXPECT_EQ(threads, 7);
   }
 }
 

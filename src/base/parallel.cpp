@@ -6,6 +6,8 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <numeric>
+#include <span>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -26,6 +28,11 @@ using Clock = std::chrono::steady_clock;
 // is asked.
 constexpr auto kSpinTime = std::chrono::microseconds(100);
 constexpr int kPausesPerLook = 32;
+// A worker that keeps a join waiting this long has lost its core, for a scheduler's slice or more,
+// and would again: for_each leaves it out for so long.
+constexpr auto kLate = std::chrono::microseconds(400);
+constexpr Clock::duration kShortestOut = std::chrono::milliseconds(10);
+constexpr Clock::duration kLongestOut = std::chrono::milliseconds(160);
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -71,12 +78,26 @@ struct alignas(64) Part {
 
 }  // namespace
 
+// A worker and the orders it gets: one more ticket is one job to do.
+struct alignas(64) Worker {
+  std::atomic<uint32_t> ticket{0}, finished{0};
+  // A worker that was late is left out for a while, longer each time: the caller's to read and
+  // write.
+  Clock::time_point out_until{};
+  Clock::duration out_for{};
+
+  bool late() const {
+    return finished.load(std::memory_order_acquire) != ticket.load(std::memory_order_relaxed);
+  }
+};
+
 struct ThreadPool::State {
+  std::vector<Worker> workers;  // of threads 1, 2, ...
   std::vector<std::thread> threads;
-  std::vector<Part> parts;  // one per thread, for for_each
+  std::vector<Part> parts;   // one per thread, for for_each
+  std::vector<int> present;  // threads that take part in the for_each under way
   std::mutex mutex;
   std::condition_variable wake, finished;
-  std::atomic<uint32_t> generation{0};  // counts jobs; a worker waits for it to change
   std::atomic<int> unfinished{0};
   std::atomic<int> sleepers{0};
   std::atomic<bool> caller_sleeps{false};
@@ -93,21 +114,23 @@ struct ThreadPool::State {
     }
   }
 
-  // Returns when generation differs from `seen`.
-  void wait_for_job(uint32_t seen) {
-    if (spin_until([&] { return generation.load(std::memory_order_acquire) != seen; })) return;
+  // Returns when there is a ticket more than `seen`.
+  void wait_for_ticket(const Worker& worker, uint32_t seen) {
+    if (spin_until([&] { return worker.ticket.load(std::memory_order_acquire) != seen; })) return;
     std::unique_lock lock(mutex);
     sleepers.fetch_add(1, std::memory_order_seq_cst);
-    wake.wait(lock, [&] { return generation.load(std::memory_order_seq_cst) != seen; });
+    wake.wait(lock, [&] { return worker.ticket.load(std::memory_order_seq_cst) != seen; });
     sleepers.fetch_sub(1, std::memory_order_relaxed);
   }
 
   void work(int thread) {
+    Worker& worker = workers[static_cast<size_t>(thread - 1)];
     for (uint32_t seen = 0;;) {
-      wait_for_job(seen);
+      wait_for_ticket(worker, seen);
       seen++;
       if (stop.load(std::memory_order_relaxed)) return;
       guarded(thread);
+      worker.finished.store(seen, std::memory_order_release);
       finish();
     }
   }
@@ -119,38 +142,72 @@ struct ThreadPool::State {
     finished.notify_one();
   }
 
+  // Hands out the job to the workers of `which` threads (0 is the caller), does the caller's part,
+  // and waits.
+  void run_on(std::span<const int> which, const std::function<void(int)>& what) {
+    job = &what;
+    unfinished.store(static_cast<int>(std::count_if(which.begin(), which.end(),
+                                                    [](int thread) { return thread != 0; })),
+                     std::memory_order_relaxed);
+    for (const int thread : which)
+      if (thread != 0)
+        workers[static_cast<size_t>(thread - 1)].ticket.fetch_add(1, std::memory_order_seq_cst);
+    wake_sleepers();
+    guarded(0);
+    wait_for_workers();
+    if (error) std::rethrow_exception(std::exchange(error, nullptr));
+  }
+
+  void wake_sleepers() {
+    if (sleepers.load(std::memory_order_seq_cst) == 0) return;
+    { const std::lock_guard lock(mutex); }  // a sleeper is either before its check or inside wait()
+    wake.notify_all();
+  }
+
   // A worker that is late has lost its core to somebody else; a caller that spins would keep its
   // own from it.
   void wait_for_workers() {
     const auto done = [&] { return unfinished.load(std::memory_order_seq_cst) == 0; };
     if (spin_until(done)) return;
+    const Clock::time_point start = Clock::now();
     std::unique_lock lock(mutex);
     caller_sleeps.store(true, std::memory_order_seq_cst);
+    if (!finished.wait_for(lock, kLate, done)) {
+      for (Worker& worker : workers)
+        if (worker.late()) leave_out(worker, start);
+    }
     finished.wait(lock, done);
     caller_sleeps.store(false, std::memory_order_relaxed);
   }
 
-  void announce() {
-    generation.fetch_add(1, std::memory_order_seq_cst);
-    if (sleepers.load(std::memory_order_seq_cst) > 0) {
-      {
-        const std::lock_guard lock(mutex);
-      }  // a sleeper is either before its check or inside wait()
-      wake.notify_all();
-    }
+  // Twice as long as the last time, unless that is long ago.
+  static void leave_out(Worker& worker, Clock::time_point now) {
+    const bool again = now < worker.out_until + worker.out_for;
+    worker.out_for = again ? std::min(2 * worker.out_for, kLongestOut) : kShortestOut;
+    worker.out_until = now + worker.out_for;
+  }
+
+  // The threads that may share work: the caller, and the workers that are not left out.
+  void find_present() {
+    present.assign(1, 0);
+    const Clock::time_point now = Clock::now();
+    for (size_t i = 0; i < workers.size(); i++)
+      if (now >= workers[i].out_until) present.push_back(static_cast<int>(i) + 1);
   }
 };
 
 ThreadPool::ThreadPool(int n_threads) : state_(std::make_unique<State>()) {
   const int n = n_threads > 0 ? n_threads : available_cores();
   state_->parts = std::vector<Part>(static_cast<size_t>(n));
+  state_->workers = std::vector<Worker>(static_cast<size_t>(n - 1));
   for (int thread = 1; thread < n; thread++)
     state_->threads.emplace_back([this, thread] { state_->work(thread); });
 }
 
 ThreadPool::~ThreadPool() {
   state_->stop.store(true, std::memory_order_relaxed);
-  state_->announce();
+  for (Worker& worker : state_->workers) worker.ticket.fetch_add(1, std::memory_order_seq_cst);
+  state_->wake_sleepers();
   for (std::thread& thread : state_->threads) thread.join();
 }
 
@@ -161,12 +218,9 @@ int ThreadPool::size() const {
 void ThreadPool::run(const std::function<void(int)>& job) {
   State& s = *state_;
   if (s.threads.empty()) return job(0);
-  s.job = &job;
-  s.unfinished.store(static_cast<int>(s.threads.size()), std::memory_order_relaxed);
-  s.announce();
-  s.guarded(0);
-  s.wait_for_workers();
-  if (s.error) std::rethrow_exception(std::exchange(s.error, nullptr));
+  s.present.resize(static_cast<size_t>(size()));
+  std::iota(s.present.begin(), s.present.end(), 0);
+  s.run_on(s.present, job);
 }
 
 void ThreadPool::for_ranges(int64_t n, int64_t grain,
@@ -186,22 +240,28 @@ void ThreadPool::for_ranges(int64_t n, int64_t grain,
 }
 
 void ThreadPool::for_each(int64_t n, const std::function<void(int64_t)>& body) {
+  for_each(n, [&](int64_t item, int) { body(item); });
+}
+
+void ThreadPool::for_each(int64_t n, const std::function<void(int64_t, int)>& body) {
   if (n <= 1 || size() == 1) {
-    for (int64_t item = 0; item < n; item++) body(item);
+    for (int64_t item = 0; item < n; item++) body(item, 0);
     return;
   }
-  const int64_t n_parts = size();
   TL_CHECK(n < int64_t{1} << 32);
-  std::vector<Part>& parts = state_->parts;
+  State& s = *state_;
+  s.find_present();
+  const auto n_parts = static_cast<int64_t>(s.present.size());
   for (int64_t i = 0; i < n_parts; i++) {
-    parts[static_cast<size_t>(i)].set(static_cast<uint64_t>(n * i / n_parts),
-                                      static_cast<uint64_t>(n * (i + 1) / n_parts));
+    s.parts[static_cast<size_t>(s.present[static_cast<size_t>(i)])].set(
+        static_cast<uint64_t>(n * i / n_parts), static_cast<uint64_t>(n * (i + 1) / n_parts));
   }
-  run([&](int thread) {
-    for (int64_t i = 0; i < n_parts; i++) {
-      Part& part = parts[static_cast<size_t>((thread + i) % n_parts)];
-      for (int64_t item; (item = part.take(i == 0)) >= 0;) body(item);
-    }
+  s.run_on(s.present, [&](int thread) {
+    Part& own = s.parts[static_cast<size_t>(thread)];
+    for (int64_t item; (item = own.take(true)) >= 0;) body(item, thread);
+    for (const int other : s.present)
+      for (int64_t item; (item = s.parts[static_cast<size_t>(other)].take(false)) >= 0;)
+        body(item, thread);
   });
 }
 

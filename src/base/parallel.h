@@ -30,8 +30,11 @@ class ThreadPool {
 
   // Calls body(item) for every item in [0, n), n < 2^32. Each thread walks a contiguous part of its
   // own, front to back; one that is done takes items from the back of the others' parts, so that
-  // uneven items, and cores that others slow down, balance.
+  // uneven items, and cores that others slow down, balance. A worker whose core others take for
+  // long is left out for a while.
   void for_each(int64_t n, const std::function<void(int64_t)>& body);
+  // The same with the thread that runs the item, in [0, size()): body(item, thread).
+  void for_each(int64_t n, const std::function<void(int64_t, int)>& body);
 
  private:
   struct State;

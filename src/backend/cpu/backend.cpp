@@ -6,7 +6,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <vector>
 
@@ -186,37 +185,33 @@ class CpuBackend final : public Backend {
     const size_t floats =
         static_cast<size_t>(cpu::attention_scratch(rows_per_job, group, shape.head_dim));
     const auto n_jobs = static_cast<int64_t>(jobs_.size()) * shape.n_kv_heads;
-    std::atomic<int64_t> next{0};
-    const auto work = [&](int thread) {
-      auto* scratch = reinterpret_cast<float*>(
+    const auto work = [&](int64_t i, int thread) {
+      // Long jobs first: later rows of a prompt see more keys.
+      const JobRows& rows = jobs_[jobs_.size() - 1 - static_cast<size_t>(i / shape.n_kv_heads)];
+      const int64_t head = i % shape.n_kv_heads;
+      const Segment& segment = batch_->segments[static_cast<size_t>(rows.segment)];
+      const int64_t row = segment.first_row + rows.first;
+      cpu::AttentionJob job = {};
+      job.blocks = segment.kv_blocks.data();
+      job.cache = kv.data + static_cast<size_t>(head) * head_bytes(shape);
+      job.block_bytes = kv.block_bytes;
+      job.format = kv_format(shape.dtype);
+      job.head_dim = shape.head_dim;
+      job.group = group;
+      job.first_position = segment.past + rows.first;
+      job.n_rows = std::min(rows_per_job, segment.n_rows - rows.first);
+      job.q = qkv.row_as<float>(row) + head * group * shape.head_dim;
+      job.q_stride = static_cast<int64_t>(qkv.row_stride / sizeof(float));
+      job.out = y.row_as<float>(row) + head * group * shape.head_dim;
+      job.out_stride = static_cast<int64_t>(y.row_stride / sizeof(float));
+      job.scratch = reinterpret_cast<float*>(
           job_scratch_[static_cast<size_t>(thread)].get(floats * sizeof(float)));
-      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n_jobs;) {
-        // Long jobs first: later rows of a prompt see more keys.
-        const JobRows& rows = jobs_[jobs_.size() - 1 - static_cast<size_t>(i / shape.n_kv_heads)];
-        const int64_t head = i % shape.n_kv_heads;
-        const Segment& segment = batch_->segments[static_cast<size_t>(rows.segment)];
-        const int64_t row = segment.first_row + rows.first;
-        cpu::AttentionJob job = {};
-        job.blocks = segment.kv_blocks.data();
-        job.cache = kv.data + static_cast<size_t>(head) * head_bytes(shape);
-        job.block_bytes = kv.block_bytes;
-        job.format = kv_format(shape.dtype);
-        job.head_dim = shape.head_dim;
-        job.group = group;
-        job.first_position = segment.past + rows.first;
-        job.n_rows = std::min(rows_per_job, segment.n_rows - rows.first);
-        job.q = qkv.row_as<float>(row) + head * group * shape.head_dim;
-        job.q_stride = static_cast<int64_t>(qkv.row_stride / sizeof(float));
-        job.out = y.row_as<float>(row) + head * group * shape.head_dim;
-        job.out_stride = static_cast<int64_t>(y.row_stride / sizeof(float));
-        job.scratch = scratch;
-        k_.attention(job);
-      }
+      k_.attention(job);
     };
     if (products * n_heads * shape.head_dim <= kSerialProducts) {
-      work(0);
+      for (int64_t i = 0; i < n_jobs; i++) work(i, 0);
     } else {
-      pool_.run(work);
+      pool_.for_each(n_jobs, work);
     }
   }
 

@@ -66,12 +66,12 @@ double peak_int8(int64_t n) {
   I acc[kChains];
   TL_UNROLL(12)
   for (int c = 0; c < kChains; c++) acc[c] = opaque(set_i(0));
-  const I u = set_i(0x01010101);  // opaque each time: a product is not to be computed once for all
-  alignas(64) int32_t x[1] = {0x01ff01ff};
-  asm volatile("" : "+m"(x));
+  // Operands in registers: loading them is the kernels' affair. What takes several instructions is
+  // opaque each time, since its first ones would be computed once for all.
+  const I u = opaque(set_i(0x01010101)), x = opaque(set_i(0x01ff01ff));
   for (int64_t i = 0; i < n; i++) {
     TL_UNROLL(12)
-    for (int c = 0; c < kChains; c++) acc[c] = dot4(acc[c], opaque(u), x);
+    for (int c = 0; c < kChains; c++) acc[c] = dot4_lanes(acc[c], kDotInOne ? u : opaque(u), x);
   }
   TL_UNROLL(12)
   for (int c = 0; c < kChains; c++) keep(acc[c]);

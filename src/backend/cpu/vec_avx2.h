@@ -13,7 +13,8 @@ constexpr int kColumns = 4;
 constexpr int kInterleave = 2;
 constexpr int kQueryGroup = 4;    // queries that share one pass over keys or values
 constexpr int kQueryVectors = 2;  // vectors of keys or features in such a pass
-constexpr int kWideOffset = 0;    // dot4_wide takes signs apart instead
+constexpr bool kDotInOne = false;
+constexpr int kWideOffset = 0;  // dot4_wide takes signs apart instead
 
 using F = __m256;
 using I = __m256i;
@@ -134,10 +135,12 @@ TL_INLINE int32_t reduce_add_i(I a) {
 }
 
 // u below 128, so that no pair sum reaches 2^15.
-TL_INLINE I dot4(I acc, I u, const void* p) {
-  const __m256i x = _mm256_set1_epi32(load_scalar_i32(p));
+TL_INLINE I dot4_lanes(I acc, I u, I x) {
   const __m256i pairs = _mm256_maddubs_epi16(u, x);
   return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+TL_INLINE I dot4(I acc, I u, const void* p) {
+  return dot4_lanes(acc, u, _mm256_set1_epi32(load_scalar_i32(p)));
 }
 TL_INLINE I dot4_wide(I acc, I u, const void* p) {
   const __m256i x = _mm256_set1_epi32(load_scalar_i32(p));

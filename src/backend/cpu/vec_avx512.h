@@ -13,6 +13,7 @@ constexpr int kColumns = 16;      // widest column group whose accumulators stay
 constexpr int kInterleave = 4;    // columns whose integer chains are in flight together
 constexpr int kQueryGroup = 8;    // queries that share one pass over keys or values
 constexpr int kQueryVectors = 2;  // vectors of keys or features in such a pass
+constexpr bool kDotInOne = true;  // dot4_lanes is one instruction, which no compiler takes apart
 constexpr int kWideOffset = 128;  // what is added to a signed byte weight to make it unsigned
 
 using F = __m512;
@@ -124,6 +125,10 @@ TL_INLINE int32_t reduce_add_i(I a) {
   return _mm512_reduce_add_epi32(a);
 }
 
+// acc + dot of each lane's 4 unsigned bytes in u with its 4 signed bytes in x.
+TL_INLINE I dot4_lanes(I acc, I u, I x) {
+  return _mm512_dpbusd_epi32(acc, u, x);
+}
 // acc + dot of each lane's 4 unsigned bytes with the 4 signed bytes at p. The embedded broadcast
 // needs assembly: GCC 12 does not fold it into the instruction.
 TL_INLINE I dot4(I acc, I u, const void* p) {

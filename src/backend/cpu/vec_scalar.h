@@ -12,6 +12,7 @@ constexpr int kColumns = 2;
 constexpr int kInterleave = 1;
 constexpr int kQueryGroup = 1;    // queries that share one pass over keys or values
 constexpr int kQueryVectors = 4;  // vectors of keys or features in such a pass
+constexpr bool kDotInOne = false;
 constexpr int kWideOffset = 128;
 
 using F = float __attribute__((vector_size(16)));
@@ -172,6 +173,10 @@ TL_INLINE I dot4(I acc, I u, const void* p) {
   for (int lane = 0; lane < 4; lane++)
     for (int j = 0; j < 4; j++) acc[lane] += static_cast<int32_t>(bytes[4 * lane + j]) * x[j];
   return acc;
+}
+TL_INLINE I dot4_lanes(I acc, I u, I x) {
+  const int32_t first = x[0];  // its users give all lanes the same
+  return dot4(acc, u, &first);
 }
 TL_INLINE I dot4_wide(I acc, I u, const void* p) {
   return dot4(acc, u, p);

@@ -12,26 +12,17 @@
 #include "base/file.h"
 #include "base/parallel.h"
 #include "base/rng.h"
+#include "support/assets.h"
 
 namespace tinyllama {
 namespace {
 
 namespace fs = std::filesystem;
 
-class Folder {
- public:
-  Folder() : path_(fs::temp_directory_path() / ("tinyllama_base_" + std::to_string(::getpid()))) {
-    fs::create_directories(path_);
-  }
-  ~Folder() { fs::remove_all(path_); }
-  std::string operator/(const std::string& name) const { return (path_ / name).string(); }
-
- private:
-  fs::path path_;
-};
+using testing::TemporaryFolder;
 
 TEST(AtomicFile, AppearsOnlyOnCommit) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const std::string path = folder / "file";
   {
     AtomicFile file(path);
@@ -52,7 +43,7 @@ TEST(AtomicFile, AppearsOnlyOnCommit) {
 }
 
 TEST(AtomicFolder, ReplacesTheOldOneWhole) {
-  const Folder folder;
+  const TemporaryFolder folder;
   const std::string path = folder / "out";
   for (const char* name : {"first", "second"}) {
     AtomicFolder out(path);

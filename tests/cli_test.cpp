@@ -12,6 +12,7 @@
 #include "formats/safetensors.h"
 #include "formats/sentencepiece_model.h"
 #include "support/assets.h"
+#include "support/byte_vocab.h"
 #include "support/process.h"
 
 namespace tinyllama {
@@ -32,20 +33,11 @@ bool contains(const std::string& text, const std::string& part) {
 
 // 3 control pieces, 256 bytes, and the letters: enough to tokenize anything.
 Vocab letters_vocab() {
-  Vocab vocab;
-  vocab.pieces = {{"<unk>", 0, PieceType::unknown},
-                  {"<s>", 0, PieceType::control},
-                  {"</s>", 0, PieceType::control}};
-  for (int byte = 0; byte < 256; byte++) {
-    char name[8];
-    std::snprintf(name, sizeof name, "<0x%02X>", byte);
-    vocab.pieces.push_back({name, 0, PieceType::byte});
-  }
+  Vocab vocab = testing::byte_vocab();
   vocab.pieces.push_back({"\xE2\x96\x81", -1, PieceType::normal});
   for (char c = 'a'; c <= 'z'; c++)
     vocab.pieces.push_back(
         {std::string(1, c), -2.0F - static_cast<float>(c - 'a'), PieceType::normal});
-  vocab.unk = 0, vocab.bos = 1, vocab.eos = 2;
   return vocab;
 }
 

@@ -8,6 +8,7 @@
 #include "infer/engine.h"
 #include "infer/stable_math.h"
 #include "support/backends.h"
+#include "support/byte_vocab.h"
 #include "support/run_model.h"
 #include "support/sampling.h"
 #include "support/tiny_model.h"
@@ -20,15 +21,7 @@ constexpr int64_t kVocab = 300;
 
 // A vocabulary with byte pieces, words, and characters of two and three bytes.
 Vocab tiny_vocab() {
-  Vocab vocab;
-  vocab.pieces = {{"<unk>", 0, PieceType::unknown},
-                  {"<s>", 0, PieceType::control},
-                  {"</s>", 0, PieceType::control}};
-  for (int byte = 0; byte < 256; byte++) {
-    char name[8];
-    std::snprintf(name, sizeof name, "<0x%02X>", byte);
-    vocab.pieces.push_back({name, 0, PieceType::byte});
-  }
+  Vocab vocab = byte_vocab();
   const std::vector<std::string> words = {"\u2581", "e",  "\u2581the", "ab", "é",
                                           "日本",   "\n", "\u2581a",   "b",  "aé"};
   while (std::ssize(vocab.pieces) < kVocab) {
@@ -37,7 +30,6 @@ Vocab tiny_vocab() {
     for (size_t k = 0; k < i / words.size(); k++) word += "x";
     vocab.pieces.push_back({word, -static_cast<float>(i), PieceType::normal});
   }
-  vocab.bos = 1, vocab.eos = 2, vocab.unk = 0;
   return vocab;
 }
 

@@ -7,6 +7,8 @@
 #include <iterator>
 #include <string_view>
 
+#include "support/byte_vocab.h"
+
 namespace tinyllama::testing {
 namespace {
 
@@ -42,15 +44,7 @@ Checkpoint with_texts(Checkpoint checkpoint) {
 }  // namespace
 
 Vocab tiny_vocab() {
-  Vocab vocab;
-  vocab.pieces = {{"<unk>", 0, PieceType::unknown},
-                  {"<s>", 0, PieceType::control},
-                  {"</s>", 0, PieceType::control}};
-  for (int byte = 0; byte < 256; byte++) {
-    char text[8];
-    std::snprintf(text, sizeof text, "<0x%02X>", byte);
-    vocab.pieces.push_back({text, 0, PieceType::byte});
-  }
+  Vocab vocab = byte_vocab();
   float score = 0;
   for (const char* text : kMerges)
     vocab.pieces.push_back({piece_text(text), score--, PieceType::normal});
@@ -60,7 +54,6 @@ Vocab tiny_vocab() {
     vocab.pieces.push_back({std::string(1, static_cast<char>('A' + (vocab.pieces.size() - 282))),
                             score--, PieceType::normal});
   vocab.pieces.push_back({"<|im_end|>", 0, PieceType::control});
-  vocab.unk = 0, vocab.bos = 1, vocab.eos = 2;
   vocab.extra_eos = {299};
   return vocab;
 }

@@ -19,39 +19,32 @@ constexpr float kMinusInfinity = -__builtin_inff();
 // How a kv head's part of a block is read, one struct per cache type: F key(d, slot), feature d of
 // kLanes positions from `slot`; F value(slot, d), kLanes features from d of one position. Both are
 // exactly what put() rounded to.
-struct KvF32 {
-  const float *keys, *values;
+template <class Element, class Load>
+struct KvElements {
+  const Element *keys, *values;
   int64_t dim;  // padded head_dim
 
-  TL_INLINE KvF32 view(const std::byte* head, int64_t head_dim) {
-    const auto* keys = reinterpret_cast<const float*>(head);
+  TL_INLINE KvElements view(const std::byte* head, int64_t head_dim) {
+    const auto* keys = reinterpret_cast<const Element*>(head);
     return {keys, keys + head_dim * kBlockKeys, padded_head_dim(head_dim)};
   }
-  TL_MEMBER F key(int64_t d, int64_t slot) const { return load_f(keys + d * kBlockKeys + slot); }
-  TL_MEMBER F value(int64_t slot, int64_t d) const { return load_f(values + slot * dim + d); }
-};
-struct KvF16 {
-  const uint16_t *keys, *values;
-  int64_t dim;
-
-  TL_INLINE KvF16 view(const std::byte* head, int64_t head_dim) {
-    const auto* keys = reinterpret_cast<const uint16_t*>(head);
-    return {keys, keys + head_dim * kBlockKeys, padded_head_dim(head_dim)};
+  TL_MEMBER F key(int64_t d, int64_t slot) const {
+    return Load::load(keys + d * kBlockKeys + slot);
   }
-  TL_MEMBER F key(int64_t d, int64_t slot) const { return load_f16(keys + d * kBlockKeys + slot); }
-  TL_MEMBER F value(int64_t slot, int64_t d) const { return load_f16(values + slot * dim + d); }
+  TL_MEMBER F value(int64_t slot, int64_t d) const { return Load::load(values + slot * dim + d); }
 };
-struct KvBF16 {
-  const uint16_t *keys, *values;
-  int64_t dim;
-
-  TL_INLINE KvBF16 view(const std::byte* head, int64_t head_dim) {
-    const auto* keys = reinterpret_cast<const uint16_t*>(head);
-    return {keys, keys + head_dim * kBlockKeys, padded_head_dim(head_dim)};
-  }
-  TL_MEMBER F key(int64_t d, int64_t slot) const { return load_bf16(keys + d * kBlockKeys + slot); }
-  TL_MEMBER F value(int64_t slot, int64_t d) const { return load_bf16(values + slot * dim + d); }
+struct LoadF32 {
+  TL_INLINE F load(const float* p) { return load_f(p); }
 };
+struct LoadF16 {
+  TL_INLINE F load(const uint16_t* p) { return load_f16(p); }
+};
+struct LoadBF16 {
+  TL_INLINE F load(const uint16_t* p) { return load_bf16(p); }
+};
+using KvF32 = KvElements<float, LoadF32>;
+using KvF16 = KvElements<uint16_t, LoadF16>;
+using KvBF16 = KvElements<uint16_t, LoadBF16>;
 // int8 with one FP16 scale for 32 features of a position; scale * q has at most 19 bits: exact in
 // FP32.
 struct KvQ8 {

@@ -44,6 +44,8 @@ struct KvLayer {
   KvShape shape;
 };
 
+class TrainingOps;  // training.h
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -60,6 +62,8 @@ class Backend {
   // Joins `parts` (same cols, any dtypes) along rows into the layout that linear() wants. Output
   // row order is that of the parts.
   virtual std::unique_ptr<Packed> pack(std::span<const PackPart> parts) = 0;
+  // Packs weights of the same shapes and types again, into the memory that `packed` has.
+  virtual void repack(std::span<const PackPart> parts, Packed& packed) = 0;
   virtual size_t kv_block_bytes(const KvShape& shape) const = 0;
 
   // Announces the step: later operations read rows, segments, tokens, block tables from it. `rope`
@@ -81,8 +85,10 @@ class Backend {
   // y[r] = softmax(q k^T / sqrt(head_dim)) v over positions 0..position(r) of the row's sequence,
   // read from the cache only. qkv as above, y (rows, n_heads * head_dim). The reduction tree
   // depends on the position alone: blocks of kKvBlock keys, a running softmax within splits of 512,
-  // splits merged left to right.
-  virtual void attention(TensorView qkv, int64_t n_heads, const KvLayer& kv, Tensor y) = 0;
+  // splits merged left to right. With `softmax` (rows, 2 n_heads) given, each head's largest score
+  // and its sum of exp(score - largest) are written to it: the largest of all heads, then the sums.
+  virtual void attention(TensorView qkv, int64_t n_heads, const KvLayer& kv, Tensor y,
+                         Tensor softmax) = 0;
   // gate_up (rows, 2 d): y = silu(gate) * up, y (rows, d). Shazeer 2020.
   virtual void swiglu(TensorView gate_up, Tensor y) = 0;
   // y[i] = x[rows[i]] with rows = the batch's logit_rows.
@@ -91,6 +97,9 @@ class Backend {
   // `rope` = cos, sin of head_dim / 2 angles: what shifting a full context needs.
   virtual void move_kv(const KvLayer& kv, std::span<const int32_t> blocks, int64_t from, int64_t to,
                        int64_t n, std::span<const float> rope) = 0;
+
+  // What training needs besides; throws Error on a device that only runs models.
+  virtual TrainingOps& training() = 0;
 
   // Fused forms; the defaults compose the plain ones through `scratch`, which is as wide as w's
   // input.

@@ -39,6 +39,10 @@ class Llama {
   // it lies in; an embedding in other memory must outlive it.
   Llama(Backend& backend, const Checkpoint& checkpoint, const Progress& progress = nullptr);
 
+  // Reads weights that changed (a step of training) into the memory they have; shapes and types are
+  // those of the checkpoint the model was made of. The embedding is read in place from now on too.
+  void reload(const Checkpoint& checkpoint);
+
   const Config& config() const { return config_; }
   const Weights& weights() const { return weights_; }
   // The model's own frequencies, for sequences no longer than its context.
@@ -56,27 +60,50 @@ class Llama {
   std::shared_ptr<const void> embed_owner_;  // what the embedding's bytes lie in
 };
 
+// What a forward pass keeps for backward(): nothing (inference), each layer's input (its other
+// activations are then computed a second time), or everything.
+enum class Keep { nothing, inputs, everything };
+
+// What one layer computes. Without Keep::everything, layers share all but x.
+struct LayerActivations {
+  Tensor x;         // (rows, hidden) the residual stream before the layer, when kept
+  Tensor qkv;       // (rows, q_dim + 2 kv_dim), rotated
+  Tensor softmax;   // (rows, 2 n_heads), when kept: see Backend::attention
+  Tensor attended;  // (rows, q_dim)
+  Tensor middle;    // (rows, hidden) the residual stream between attention and MLP, when kept
+  Tensor gate_up;   // (rows, 2 intermediate)
+};
+
 // Buffers of one forward pass, sized for up to `max_rows` rows and `max_logit_rows` rows of logits.
+// To keep for backward(), all rows must have logits; they are then made max_logit_rows at a time.
 class Activations {
  public:
-  Activations(Backend& backend, const Config& config, int64_t max_rows, int64_t max_logit_rows);
+  Activations(Backend& backend, const Config& config, int64_t max_rows, int64_t max_logit_rows,
+              Keep keep = Keep::nothing);
 
   int64_t max_rows() const { return max_rows_; }
   int64_t max_logit_rows() const { return max_logit_rows_; }
+  Keep keep() const { return keep_; }
+  size_t bytes() const { return memory_.size(); }
   // (logit_rows, vocab) of the last finished forward pass, in backend memory.
   Tensor logits(int64_t n) const;
 
  private:
   friend class Forward;
+  friend class Backward;
   Buffer memory_;
   int64_t max_rows_, max_logit_rows_;
-  Tensor x_;                 // (rows, hidden) the residual stream
-  Tensor normed_;            // (rows, max(hidden, intermediate, q_dim)) input of the next product
-  Tensor qkv_;               // (rows, q_dim + 2 kv_dim)
-  Tensor gate_up_;           // (rows, 2 intermediate)
-  Tensor last_;              // (logit_rows, hidden) the residual stream of the last layer's end
-  Tensor logits_;            // (logit_rows, vocab)
-  std::vector<float> rope_;  // (rows, head_dim)
+  Keep keep_;
+  Tensor x_;       // (rows, hidden) the residual stream
+  Tensor normed_;  // (rows, max(hidden, intermediate, q_dim)) input of the next product
+  Tensor last_;    // (logit_rows, hidden) rows with logits, when not all have them
+  Tensor logits_;  // (logit_rows, vocab)
+  std::vector<LayerActivations> layers_;  // (n_layers)
+  std::vector<float> rope_;               // (rows, head_dim)
+  // When something is kept: gradients.
+  Tensor dx_;      // (rows, hidden) of the residual stream
+  Tensor dqkv_;    // (rows, q_dim + 2 kv_dim)
+  Tensor losses_;  // (1, rows)
 };
 
 // One forward pass that can pause between layers: construct, run(k) until done(). The block tables

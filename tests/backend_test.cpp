@@ -254,7 +254,7 @@ TEST_P(BackendTest, AttentionOverThePagedCache) {
       b->begin(batch, rope);
       std::vector<float> y(static_cast<size_t>(s.rows * s.heads * s.dim), std::nanf(""));
       Tensor queries = floats(qkv, n, width).rows_slice(s.past, s.rows);
-      b->attention(queries, s.heads, cache.layer(), floats(y, s.rows, s.heads * s.dim));
+      b->attention(queries, s.heads, cache.layer(), floats(y, s.rows, s.heads * s.dim), {});
       for (int64_t r = 0; r < s.rows; r++) {
         for (int64_t h = 0; h < s.heads; h++) {
           const int64_t kv_head = h / (s.heads / s.kv_heads), keys = s.past + r + 1;
@@ -345,7 +345,7 @@ TEST_P(BackendTest, RopeRotatesHalvesAndMoveKvTurnsKeys) {
   two.tokens.assign(2, 0);
   two.segments = {{0, 2, 0, cache.table, {}, 1}};
   b->begin(two, rope);
-  b->attention(floats(query, 2, width), heads, cache.layer(), floats(y, 2, heads * dim));
+  b->attention(floats(query, 2, width), heads, cache.layer(), floats(y, 2, heads * dim), {});
   for (int64_t d = 0; d < dim; d++)
     EXPECT_EQ(y[static_cast<size_t>(d)], original[static_cast<size_t>((heads + 1) * dim + d)]);
   for (int64_t h = 0; h < heads; h++) {

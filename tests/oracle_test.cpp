@@ -13,6 +13,7 @@
 #include "formats/safetensors.h"
 #include "support/assets.h"
 #include "support/backends.h"
+#include "support/oracle.h"
 #include "support/run_model.h"
 #include "support/tiny_model.h"
 #include "tensor/float16.h"
@@ -20,27 +21,6 @@
 
 namespace tinyllama::testing {
 namespace {
-
-using nlohmann::json;
-
-json read_json(const std::string& path) {
-  return json::parse(read_text_file(asset(path)));
-}
-
-std::vector<int32_t> ids(const SafetensorsEntry& entry) {
-  const std::vector<int64_t> wide = entry.to_i64();
-  return {wide.begin(), wide.end()};
-}
-
-std::vector<double> doubles(const SafetensorsEntry& entry) {
-  if (entry.dtype != "F64") {
-    const std::vector<float> values = entry.to_f32();
-    return {values.begin(), values.end()};
-  }
-  std::vector<double> values(entry.data.size() / sizeof(double));
-  std::memcpy(values.data(), entry.data.data(), entry.data.size());
-  return values;
-}
 
 // A measured difference beside its bound, for the log; the test then asserts it.
 void report(const std::string& what, const Difference& d, double bound) {
@@ -238,31 +218,6 @@ TEST_P(Oracle, NanoBf16) {
 }
 
 // ---- micro, whose weights are a formula
-
-uint64_t hash_bits(std::string_view name, uint64_t seed, uint64_t i) {
-  return splitmix64(splitmix64(fnv1a64(name) ^ seed) + i);
-}
-
-const reference::Model& micro() {
-  static const reference::Model model = [] {
-    Config config =
-        parse_hf_config(read_text_file(asset("oracle/micro/config.json")), "micro").config;
-    reference::Model m{config, {}};
-    for (const TensorSpec& spec : tensor_specs(config)) {
-      const bool is_embedding = spec.name == "model.embed_tokens.weight";
-      std::vector<float>& w = m.tensors[spec.name];
-      w.resize(static_cast<size_t>(spec.rows * spec.cols));
-      for (size_t i = 0; i < w.size(); i++) {
-        const auto b = static_cast<int>(hash_bits(spec.name, 42, i) >> 56);
-        const double value = spec.is_norm ? 1 + ((b >> 2) - 32) / 128.0
-                                          : std::ldexp(2 * b - 255, is_embedding ? -8 : -11);
-        w[i] = static_cast<float>(value);
-      }
-    }
-    return m;
-  }();
-  return model;
-}
 
 TEST(MicroOracle, WeightsAreTheFormulas) {
   TINYLLAMA_NEEDS_ASSET("oracle/micro");

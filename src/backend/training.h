@@ -41,8 +41,7 @@ class TrainingOps {
   // softmax sums (Dao et al. 2022). Keys and values are those of qkv: exact for a cache of FP32,
   // else the cache's rounding is taken for the identity.
   virtual void attention_backward(TensorView qkv, int64_t n_heads, const KvShape& shape,
-                                  TensorView y, TensorView softmax, TensorView dy,
-                                  Tensor dqkv) = 0;
+                                  TensorView y, TensorView softmax, TensorView dy, Tensor dqkv) = 0;
   // y = embed(table): dtable[tokens[r]] += dy[r]; dy (rows, d), dtable (vocab, d).
   virtual void embed_backward(TensorView dy, Tensor dtable) = 0;
   // For each row: losses[r] = -log softmax(logits[r])[targets[r]], and logits[r] becomes `scale`

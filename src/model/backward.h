@@ -1,6 +1,7 @@
-// Training's half of the model: the mirror of forward.cpp, and the optimizer's step.
+// Training's half of the model: the mirror of forward.cpp.
 #pragma once
 
+#include <cstdint>
 #include <span>
 #include <vector>
 
@@ -9,6 +10,31 @@
 #include "model/parameters.h"
 
 namespace tinyllama {
+
+// The loss and the gradients of a pass that has run up to its head (Forward::run(n_layers)) with
+// activations that keep: construct once, then run() once. Uses up what was kept. Arguments as in
+// TrainingPass::run; everything given must outlive it.
+class Backward {
+ public:
+  Backward(const Llama& model, const Batch& batch, Forward& forward, Activations& activations,
+           Parameters& gradients);
+
+  // `losses` (rows), on the host.
+  void run(std::span<const int32_t> targets, double scale, std::span<float> losses);
+
+ private:
+  void head(std::span<const int32_t> targets, double scale);
+  void layer(int64_t index);
+  void embed();
+
+  const Llama& model_;
+  const Batch& batch_;
+  Forward& forward_;
+  Activations& a_;
+  Parameters& gradients_;
+  Backend& backend_;
+  TrainingOps& training_;
+};
 
 // Forward, loss and backward of micro-batches of up to `max_rows` tokens in up to `max_documents`
 // documents, with all the memory that takes beside weights and gradients.
@@ -34,52 +60,13 @@ class TrainingPass {
   size_t bytes() const { return cache_.bytes() + activations_.bytes(); }
 
  private:
-  Backend& backend_;
+  // Segments over blocks of the cache, every row with logits.
+  Batch batch_of(std::span<const int32_t> tokens, std::span<const int64_t> documents) const;
+
   KvCache cache_;
   Activations activations_;
-  int64_t max_documents_;
-  Batch batch_;
-  std::vector<int32_t> blocks_;
+  std::vector<int32_t> blocks_;  // 0, 1, ...: documents take them in order
   std::vector<float> losses_;
-};
-
-// The loss and the gradients of a batch whose forward pass has run with `activations` up to its
-// head (Forward::run(n_layers)); every row has logits and every segment begins at position 0. Uses
-// up what was kept. `losses` (rows). See TrainingPass::run for the rest.
-void backward(const Llama& model, const Batch& batch, const KvCache& cache,
-              Activations& activations, std::span<const int32_t> targets, double scale,
-              Parameters& gradients, std::span<float> losses);
-
-// AdamW over all parameters, its moments, and clipping by the global norm.
-struct AdamW {
-  double beta1 = 0.9, beta2 = 0.95, eps = 1e-8;
-  double weight_decay = 0.1;
-  bool decay_norms = false;  // TinyLlama's own run decayed them too
-  double clip = 1;           // largest norm of all gradients together; 0: no clipping
-};
-
-// The norm of all gradients together. Not finite when one of them is not.
-double gradient_norm(Backend& backend, const Parameters& gradients);
-
-class Optimizer {
- public:
-  Optimizer(Backend& backend, const Config& config, const AdamW& options);
-
-  // Updates `weights` with `gradients`, whose gradient_norm() is `norm`; then clears them. The
-  // caller reloads its Llama: model.reload(weights.checkpoint()).
-  void step(Parameters& weights, Parameters& gradients, double norm, double lr);
-
-  // The state that a checkpoint keeps: both moments and the number of steps done.
-  Parameters& first_moment() { return m_; }
-  Parameters& second_moment() { return v_; }
-  int64_t steps() const { return steps_; }
-  void set_steps(int64_t n) { steps_ = n; }
-
- private:
-  Backend& backend_;
-  AdamW options_;
-  Parameters m_, v_;
-  int64_t steps_ = 0;
 };
 
 }  // namespace tinyllama

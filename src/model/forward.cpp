@@ -57,7 +57,8 @@ Tensor view(const Tensor& buffer, int64_t rows, int64_t cols) {
 Forward::Forward(const Llama& model, const Batch& batch, const KvCache& cache,
                  Activations& activations)
     : model_(model), batch_(batch), cache_(cache), a_(activations) {
-  TL_CHECK(batch.rows() <= a_.max_rows() && n_logits() <= a_.max_logit_rows());
+  TL_CHECK(batch.rows() <= a_.max_rows());
+  TL_CHECK(all_rows() || (a_.keep() == Keep::nothing && n_logits() <= a_.max_logit_rows()));
   check(batch, model.config(), cache);
   fill_rope(batch, model.rope(), a_.rope_.data());
 }
@@ -83,44 +84,58 @@ void Forward::embed() {
 void Forward::layer(int64_t index) {
   const Config& c = model_.config();
   const LayerWeights& w = model_.weights().layers[static_cast<size_t>(index)];
-  const KvLayer kv = cache_.layer(index);
+  const LayerActivations& a = a_.layers_[static_cast<size_t>(index)];
+  // Backward reads keys and values from qkv: where it follows, one layer's cache serves all.
+  const KvLayer kv = cache_.layer(a_.keep() == Keep::nothing ? index : 0);
   Backend& backend = model_.backend();
 
   int64_t rows = batch_.rows();
-  Tensor x = view(a_.x_, rows, c.hidden);                              // (rows, hidden)
-  const Tensor normed = view(a_.normed_, rows, c.hidden);              // (rows, hidden)
-  const Tensor qkv = view(a_.qkv_, rows, c.q_dim() + 2 * c.kv_dim());  // (rows, q, k and v)
-  Tensor attended = view(a_.normed_, rows, c.q_dim());                 // (rows, q_dim)
+  Tensor x = view(a_.x_, rows, c.hidden);                            // (rows, hidden)
+  const Tensor normed = view(a_.normed_, rows, c.hidden);            // (rows, hidden)
+  const Tensor qkv = view(a.qkv, rows, c.q_dim() + 2 * c.kv_dim());  // (rows, q, k and v)
+  Tensor attended = view(a.attended, rows, c.q_dim());               // (rows, q_dim)
 
   // x += W_o attention(rope(W_qkv norm(x)))
+  keep(x, a.x);
   backend.norm_linear(x, w.attention_norm, c.norm_eps, *w.qkv, normed, qkv);
   backend.rope_store(qkv, c.n_heads, kv);
   const bool last = index + 1 == c.n_layers;
   if (last && n_logits() == 0) return;  // the cache has what it needs
-  backend.attention(qkv, c.n_heads, kv, attended);
-  if (last) {  // from here on, only rows with logits count
+  backend.attention(qkv, c.n_heads, kv, attended, a.softmax);
+  if (last && !all_rows()) {  // from here on, only rows with logits count
     rows = n_logits();
     x = view(a_.last_, rows, c.hidden);
     backend.gather_logit_rows(view(a_.x_, batch_.rows(), c.hidden), x);
-    backend.gather_logit_rows(attended, view(a_.qkv_, rows, c.q_dim()));
-    attended = view(a_.qkv_, rows, c.q_dim());
+    backend.gather_logit_rows(attended, view(a.qkv, rows, c.q_dim()));
+    attended = view(a.qkv, rows, c.q_dim());
   }
   backend.linear(*w.output, attended, x, true);
 
   // x += W_down (silu(W_gate norm(x)) * W_up norm(x))
-  const Tensor mlp_normed = view(a_.normed_, rows, c.hidden);          // (rows, hidden)
-  const Tensor gate_up = view(a_.gate_up_, rows, 2 * c.intermediate);  // (rows, gate and up)
-  const Tensor activated = view(a_.normed_, rows, c.intermediate);     // (rows, intermediate)
+  const Tensor mlp_normed = view(a_.normed_, rows, c.hidden);        // (rows, hidden)
+  const Tensor gate_up = view(a.gate_up, rows, 2 * c.intermediate);  // (rows, gate and up)
+  const Tensor activated = view(a_.normed_, rows, c.intermediate);   // (rows, intermediate)
+  keep(x, a.middle);
   backend.norm_linear(x, w.mlp_norm, c.norm_eps, *w.gate_up, mlp_normed, gate_up);
   backend.swiglu_linear(gate_up, *w.down, activated, x, true);
+}
+
+void Forward::keep(const Tensor& x, const Tensor& to) {
+  if (to) model_.backend().copy(x.data, to.data, x.bytes());
+}
+
+void Forward::repeat(int64_t index) {
+  const Tensor x = a_.layers_[static_cast<size_t>(index)].x;
+  model_.backend().copy(x.data, a_.x_.data, view(x, batch_.rows(), x.cols).bytes());
+  layer(index);
 }
 
 void Forward::head() {
   const int64_t n = n_logits();
   if (n == 0) return;
   const Config& c = model_.config();
-  const Tensor last = view(a_.last_, n, c.hidden);      // (logit_rows, hidden)
-  const Tensor normed = view(a_.normed_, n, c.hidden);  // (logit_rows, hidden)
+  const Tensor last = view(all_rows() ? a_.x_ : a_.last_, n, c.hidden);  // (logit_rows, hidden)
+  const Tensor normed = view(a_.normed_, n, c.hidden);                   // (logit_rows, hidden)
   model_.backend().norm_linear(last, model_.weights().norm, c.norm_eps, *model_.weights().head,
                                normed, a_.logits(n));  // (logit_rows, vocab)
 }

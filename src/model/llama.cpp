@@ -28,22 +28,28 @@ class Loader {
     const Config& config = checkpoint.config;
     const int64_t n_norms = 2 * config.n_layers + 1;
     norm_stride_ = (config.hidden + kNormAlignment - 1) / kNormAlignment * kNormAlignment;
-    weights.norms = backend.alloc(static_cast<size_t>(n_norms * norm_stride_) * sizeof(float));
+    if (weights.norms.data() == nullptr) {
+      weights.norms = backend.alloc(static_cast<size_t>(n_norms * norm_stride_) * sizeof(float));
+    }
+    weights.bytes = 0;
     total_ = checkpoint.tensor_bytes();
   }
 
   TensorView tensor(const std::string& name) const { return find(name).view; }
 
-  // The matrices of `names`, stacked.
-  std::unique_ptr<Packed> matrix(std::initializer_list<std::string> names) {
+  // The matrices of `names`, stacked; into the memory of those of an earlier load, if any.
+  void matrix(std::initializer_list<std::string> names, std::unique_ptr<Packed>& packed) {
     std::vector<PackPart> parts;
     for (const std::string& name : names) {
       parts.push_back({find(name).view, find(name).interleaved_dim});
     }
-    std::unique_ptr<Packed> packed = backend_.pack(parts);
+    if (packed == nullptr) {
+      packed = backend_.pack(parts);
+    } else {
+      backend_.repack(parts, *packed);
+    }
     weights_.bytes += packed->bytes;
     for (const PackPart& part : parts) done(part.w);
-    return packed;
   }
 
   // The next norm vector, decoded to FP32: (1, hidden).
@@ -105,7 +111,17 @@ Llama::Llama(Backend& backend, const Checkpoint& checkpoint, const Progress& pro
     : backend_(backend),
       config_(checkpoint.config),
       rope_(rope_frequencies(config_, config_.context)) {
-  Loader load(backend, checkpoint, weights_, progress);
+  weights_.layers.resize(static_cast<size_t>(config_.n_layers));
+  load(checkpoint, progress);
+}
+
+void Llama::reload(const Checkpoint& checkpoint) {
+  TL_CHECK(checkpoint.config == config_);
+  load(checkpoint, nullptr);
+}
+
+void Llama::load(const Checkpoint& checkpoint, const Progress& progress) {
+  Loader load(backend_, checkpoint, weights_, progress);
   const std::string embed = "model.embed_tokens.weight";
   weights_.embed = load.tensor(embed);
   embed_owner_ = owner_of(checkpoint, weights_.embed.data);
@@ -114,17 +130,18 @@ Llama::Llama(Backend& backend, const Checkpoint& checkpoint, const Progress& pro
   for (int64_t i = 0; i < config_.n_layers; i++) {
     const std::string layer = fmt::format("model.layers.{}.", i);
     const std::string attention = layer + "self_attn.", mlp = layer + "mlp.";
-    LayerWeights& w = weights_.layers.emplace_back();
+    LayerWeights& w = weights_.layers[static_cast<size_t>(i)];
     w.attention_norm = load.norm(layer + "input_layernorm.weight");
-    w.qkv = load.matrix(
-        {attention + "q_proj.weight", attention + "k_proj.weight", attention + "v_proj.weight"});
-    w.output = load.matrix({attention + "o_proj.weight"});
+    load.matrix(
+        {attention + "q_proj.weight", attention + "k_proj.weight", attention + "v_proj.weight"},
+        w.qkv);
+    load.matrix({attention + "o_proj.weight"}, w.output);
     w.mlp_norm = load.norm(layer + "post_attention_layernorm.weight");
-    w.gate_up = load.matrix({mlp + "gate_proj.weight", mlp + "up_proj.weight"});
-    w.down = load.matrix({mlp + "down_proj.weight"});
+    load.matrix({mlp + "gate_proj.weight", mlp + "up_proj.weight"}, w.gate_up);
+    load.matrix({mlp + "down_proj.weight"}, w.down);
   }
   weights_.norm = load.norm("model.norm.weight");
-  weights_.head = load.matrix({config_.tied_embeddings ? embed : "lm_head.weight"});
+  load.matrix({config_.tied_embeddings ? embed : "lm_head.weight"}, weights_.head);
   // A fault may map much more than it asks for (Linux: the whole folio, up to 2 MiB), also of
   // neighbours that were given back before. Rows of the embedding come back as tokens ask for them.
   for (const auto& file : checkpoint.files) file->drop(0, file->size());
@@ -135,21 +152,41 @@ DType Llama::default_kv_type() const {
 }
 
 Activations::Activations(Backend& backend, const Config& config, int64_t max_rows,
-                         int64_t max_logit_rows)
-    : max_rows_(max_rows), max_logit_rows_(max_logit_rows) {
+                         int64_t max_logit_rows, Keep keep)
+    : max_rows_(max_rows),
+      max_logit_rows_(max_logit_rows),
+      keep_(keep),
+      layers_(static_cast<size_t>(config.n_layers)) {
   TL_CHECK(max_rows > 0 && max_logit_rows > 0);
   struct Need {
     Tensor* tensor;
     int64_t rows, cols;
   };
-  const std::array<Need, 6> needs = {{
+  const int64_t qkv = config.q_dim() + 2 * config.kv_dim();
+  std::vector<Need> needs = {
       {&x_, max_rows, config.hidden},
       {&normed_, max_rows, std::max({config.hidden, config.intermediate, config.q_dim()})},
-      {&qkv_, max_rows, config.q_dim() + 2 * config.kv_dim()},
-      {&gate_up_, max_rows, 2 * config.intermediate},
-      {&last_, max_logit_rows, config.hidden},
       {&logits_, max_logit_rows, config.vocab_size},
-  }};
+  };
+  const bool keeps = keep != Keep::nothing;
+  if (keeps) {
+    needs.push_back({&dx_, max_rows, config.hidden});
+    needs.push_back({&dqkv_, max_rows, qkv});
+    needs.push_back({&losses_, 1, max_rows});
+    for (LayerActivations& layer : layers_) needs.push_back({&layer.x, max_rows, config.hidden});
+  } else {
+    needs.push_back({&last_, max_logit_rows, config.hidden});
+  }
+  for (LayerActivations& layer : layers_) {
+    needs.push_back({&layer.qkv, max_rows, qkv});
+    needs.push_back({&layer.gate_up, max_rows, 2 * config.intermediate});
+    if (keeps) {
+      needs.push_back({&layer.softmax, max_rows, 2 * config.n_heads});
+      needs.push_back({&layer.attended, max_rows, config.q_dim()});
+      needs.push_back({&layer.middle, max_rows, config.hidden});
+    }
+    if (keep != Keep::everything) break;  // the first layer's are everyone's
+  }
   constexpr size_t kAlignment = 64;
   size_t bytes = 0;
   for (const Need& need : needs) {
@@ -161,6 +198,12 @@ Activations::Activations(Backend& backend, const Config& config, int64_t max_row
   for (const Need& need : needs) {
     need.tensor->data = next;
     next += (need.tensor->bytes() + kAlignment - 1) / kAlignment * kAlignment;
+  }
+  if (!keeps) layers_[0].attended = normed_;
+  for (size_t i = 1; i < layers_.size() && keep != Keep::everything; i++) {
+    const Tensor x = layers_[i].x;
+    layers_[i] = layers_[0];
+    layers_[i].x = x;
   }
   rope_.resize(static_cast<size_t>(max_rows * config.head_dim));
 }

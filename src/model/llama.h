@@ -53,6 +53,8 @@ class Llama {
   DType default_kv_type() const;
 
  private:
+  void load(const Checkpoint& checkpoint, const Progress& progress);
+
   Backend& backend_;
   Config config_;
   RopeFrequencies rope_;
@@ -66,11 +68,11 @@ enum class Keep { nothing, inputs, everything };
 
 // What one layer computes. Without Keep::everything, layers share all but x.
 struct LayerActivations {
-  Tensor x;         // (rows, hidden) the residual stream before the layer, when kept
+  Tensor x;         // (rows, hidden) the residual stream before the layer; with Keep::nothing null
   Tensor qkv;       // (rows, q_dim + 2 kv_dim), rotated
-  Tensor softmax;   // (rows, 2 n_heads), when kept: see Backend::attention
+  Tensor softmax;   // (rows, 2 n_heads) as Backend::attention has it; with Keep::nothing null
   Tensor attended;  // (rows, q_dim)
-  Tensor middle;    // (rows, hidden) the residual stream between attention and MLP, when kept
+  Tensor middle;    // (rows, hidden) x between attention and MLP; with Keep::nothing null
   Tensor gate_up;   // (rows, 2 intermediate)
 };
 
@@ -97,7 +99,7 @@ class Activations {
   Tensor x_;       // (rows, hidden) the residual stream
   Tensor normed_;  // (rows, max(hidden, intermediate, q_dim)) input of the next product
   Tensor last_;    // (logit_rows, hidden) rows with logits, when not all have them
-  Tensor logits_;  // (logit_rows, vocab)
+  Tensor logits_;  // (max_logit_rows, vocab)
   std::vector<LayerActivations> layers_;  // (n_layers)
   std::vector<float> rope_;               // (rows, head_dim)
   // When something is kept: gradients.
@@ -117,12 +119,16 @@ class Forward {
   bool done() const { return next_layer_ > model_.config().n_layers; }
   // Runs up to `n` further steps; there are n_layers + 1 (the last is final norm and head).
   void run(int64_t n);
+  // Computes a layer again from its kept input.
+  void repeat(int64_t index);
 
  private:
   void embed();
   void layer(int64_t index);
   void head();
+  void keep(const Tensor& x, const Tensor& to);
   int64_t n_logits() const { return static_cast<int64_t>(batch_.logit_rows.size()); }
+  bool all_rows() const { return n_logits() == batch_.rows(); }
 
   const Llama& model_;
   const Batch& batch_;

@@ -32,8 +32,9 @@ class Parameters {
   Tensor head;  // (vocab, hidden); embed itself when the embeddings are tied
 
   const Config& config() const { return config_; }
-  // Calls visit(spec, tensor) for each tensor of tensor_specs(), in that order and under its
-  // Hugging Face name: q_proj, k_proj and v_proj are rows of qkv.
+  // The tensors of tensor_specs(), in that order: q_proj, k_proj and v_proj are rows of qkv.
+  std::vector<Tensor> tensors() const;
+  // Calls visit(spec, tensor) for each of them: under its Hugging Face name, with its shape.
   void for_each(const std::function<void(const TensorSpec&, Tensor)>& visit) const;
   // All of it as one row; what lies between tensors is zero and stays so.
   Tensor flat() const;

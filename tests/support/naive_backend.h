@@ -10,15 +10,11 @@
 
 #include "backend/backend.h"
 #include "formats/checkpoint.h"
+#include "support/naive_training.h"
 #include "tensor/float16.h"
 #include "tensor/quant.h"
 
 namespace tinyllama::testing {
-
-class NaivePacked : public Packed {
- public:
-  std::vector<float> w;  // (rows, cols)
-};
 
 // A block of the cache is kKvBlock positions of (keys, values), (n_kv_heads, head_dim) each.
 class NaiveBackend : public Backend {
@@ -38,6 +34,14 @@ class NaiveBackend : public Backend {
 
   std::unique_ptr<Packed> pack(std::span<const PackPart> parts) override {
     auto packed = std::make_unique<NaivePacked>();
+    repack(parts, *packed);
+    return packed;
+  }
+
+  void repack(std::span<const PackPart> parts, Packed& to) override {
+    auto* packed = static_cast<NaivePacked*>(&to);
+    packed->rows = 0;
+    packed->w.clear();
     packed->cols = parts.front().w.cols;
     for (const PackPart& part : parts) {
       for (int64_t r = 0; r < part.w.rows; r++, packed->rows++) {
@@ -49,7 +53,6 @@ class NaiveBackend : public Backend {
       }
     }
     packed->bytes = packed->w.size() * sizeof(float);
-    return packed;
   }
 
   size_t kv_block_bytes(const KvShape& shape) const override {
@@ -112,11 +115,13 @@ class NaiveBackend : public Backend {
     }
   }
 
-  void attention(TensorView qkv, int64_t n_heads, const KvLayer& kv, Tensor y) override {
+  void attention(TensorView qkv, int64_t n_heads, const KvLayer& kv, Tensor y,
+                 Tensor softmax) override {
     for (const Segment& segment : batch_->segments) {
       for (int64_t i = 0; i < segment.n_rows; i++) {
         const int64_t r = segment.first_row + i;
-        attend(qkv.row_as<float>(r), n_heads, kv, segment, segment.past + i, y.row_as<float>(r));
+        attend(qkv.row_as<float>(r), n_heads, kv, segment, segment.past + i, y.row_as<float>(r),
+               softmax ? softmax.row_as<float>(r) : nullptr);
       }
     }
   }
@@ -154,6 +159,8 @@ class NaiveBackend : public Backend {
     }
   }
 
+  TrainingOps& training() override { return training_; }
+
   static size_t position_bytes(const KvShape& shape) {
     return 2 * row_bytes(shape.dtype, shape.n_kv_heads * shape.head_dim);
   }
@@ -176,7 +183,7 @@ class NaiveBackend : public Backend {
   }
 
   static void attend(const float* q, int64_t n_heads, const KvLayer& kv, const Segment& segment,
-                     int64_t last, float* y) {
+                     int64_t last, float* y, float* softmax) {
     const int64_t d = kv.shape.head_dim, kv_dim = kv.shape.n_kv_heads * d;
     const auto n = static_cast<size_t>(last + 1);
     std::vector<std::vector<float>> k(n), v(n);
@@ -199,6 +206,10 @@ class NaiveBackend : public Backend {
       const double top = *std::max_element(p.begin(), p.end());
       double total = 0;
       for (double& x : p) total += x = std::exp(x - top);
+      if (softmax != nullptr) {
+        softmax[h] = static_cast<float>(top);
+        softmax[n_heads + h] = static_cast<float>(total);
+      }
       for (size_t i = 0; i < static_cast<size_t>(d); i++) {
         double sum = 0;
         for (size_t t = 0; t < n; t++) sum += p[t] * v[t][first + i];
@@ -209,6 +220,7 @@ class NaiveBackend : public Backend {
 
   const Batch* batch_ = nullptr;
   std::span<const float> rope_;
+  NaiveTraining training_{batch_, rope_};
 };
 
 }  // namespace tinyllama::testing

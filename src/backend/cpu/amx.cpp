@@ -253,6 +253,7 @@ const Kernels kernels_amx = {
     avx512::peak_int8,
     peak_matrix,
     avx512::read_memory,
+    &training_avx512,
 };
 
 }  // namespace tinyllama::cpu

@@ -312,6 +312,10 @@ void attend(const AttentionJob& job) {
   for (int64_t i = 0; i < n; i++) {
     float* out = job.out + i / job.group * job.out_stride + i % job.group * job.head_dim;
     for (int64_t d = 0; d < job.head_dim; d++) out[d] = s.out[i * s.dim + d] / s.sum[i];
+    if (job.largest == nullptr) continue;
+    const int64_t at = i / job.group * job.softmax_stride + i % job.group;
+    job.largest[at] = s.max[i];
+    job.sums[at] = s.sum[i];
   }
 }
 

@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "backend/cpu/isa.h"
+#include "backend/cpu/scratch.h"
+#include "backend/cpu/training.h"
 #include "backend/cpu/weights.h"
 #include "base/error.h"
 #include "base/parallel.h"
@@ -25,6 +27,7 @@ using cpu::kTileRows;
 using cpu::kTilesPerBlock;
 using cpu::KvFormat;
 using cpu::PackedPart;
+using cpu::Scratch;
 
 // Work below these is not worth a join, which on a busy machine waits for the other threads' turn.
 constexpr int64_t kSerialFloats = 16384;        // of row-wise operations
@@ -49,18 +52,6 @@ KvFormat kv_format(DType dtype) {
                    traits(dtype).name));
 }
 
-// Memory that grows to the largest request and stays.
-class Scratch {
- public:
-  std::byte* get(size_t bytes) {
-    if (bytes > buffer_.size()) buffer_ = alloc_host(bytes + bytes / 4);
-    return buffer_.data();
-  }
-
- private:
-  Buffer buffer_;
-};
-
 class CpuBackend final : public Backend {
  public:
   explicit CpuBackend(const CpuOptions& options)
@@ -83,6 +74,15 @@ class CpuBackend final : public Backend {
 
   std::unique_ptr<Packed> pack(std::span<const PackPart> parts) override {
     return cpu::pack_weights(parts, pool_, arena_);
+  }
+
+  void repack(std::span<const PackPart> parts, Packed& packed) override {
+    cpu::fill_packed(parts, pool_, static_cast<CpuPacked&>(packed));
+  }
+
+  TrainingOps& training() override {
+    if (!training_) training_ = cpu::make_training(k_, pool_, batch_, rope_);
+    return *training_;
   }
 
   size_t kv_block_bytes(const KvShape& shape) const override {
@@ -169,7 +169,8 @@ class CpuBackend final : public Backend {
     });
   }
 
-  void attention(TensorView qkv, int64_t n_heads, const KvLayer& kv, Tensor y) override {
+  void attention(TensorView qkv, int64_t n_heads, const KvLayer& kv, Tensor y,
+                 Tensor softmax) override {
     const KvShape& shape = kv.shape;
     const int64_t group = n_heads / shape.n_kv_heads;
     const int64_t rows_per_job = std::max<int64_t>(1, kQueriesPerJob / group);
@@ -204,6 +205,11 @@ class CpuBackend final : public Backend {
       job.q_stride = static_cast<int64_t>(qkv.row_stride / sizeof(float));
       job.out = y.row_as<float>(row) + head * group * shape.head_dim;
       job.out_stride = static_cast<int64_t>(y.row_stride / sizeof(float));
+      if (softmax) {
+        job.largest = softmax.row_as<float>(row) + head * group;
+        job.sums = job.largest + n_heads;
+        job.softmax_stride = static_cast<int64_t>(softmax.row_stride / sizeof(float));
+      }
       job.scratch = reinterpret_cast<float*>(
           job_scratch_[static_cast<size_t>(thread)].get(floats * sizeof(float)));
       k_.attention(job);
@@ -360,6 +366,7 @@ class CpuBackend final : public Backend {
   std::vector<int64_t> groups_;       // first column of each group
   Scratch x_scratch_[cpu::kFormats];
   uint8_t* packed_x_[cpu::kFormats] = {};
+  std::unique_ptr<TrainingOps> training_;
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "backend/cpu/kernels.h"
+#include "backend/cpu/training_kernels.h"
 
 namespace tinyllama::cpu::TINYLLAMA_ISA {
 
@@ -21,6 +22,19 @@ void load_kv(KvFormat format, const std::byte* head, int64_t head_dim, int64_t s
 void rms_norm(const float* x, const float* w, double eps, int64_t n, float* y);
 void swiglu(const float* gate, const float* up, int64_t n, float* y);
 void rope(float* x, const float* cos, const float* sin, int64_t head_dim);
+
+void product(const ProductJob& job);
+void attention_backward(const AttentionBackwardJob& job);
+float rms_norm_backward(const float* x, const float* w, double eps, const float* dy, int64_t n,
+                        float* dx);
+void norm_weight_backward(const float* x, int64_t x_stride, const float* dy, int64_t dy_stride,
+                          const float* scales, int64_t rows, int64_t n, float* dw);
+void swiglu_backward(const float* dy, int64_t n, float* gate, float* up);
+double exponentials(float* x, int64_t n, float* largest);
+void scale(float* x, int64_t n, float factor);
+void add(const float* x, int64_t n, float* y);
+double sum_of_squares(const float* x, int64_t n);
+void adamw(const AdamWFactors& f, const float* gradient, int64_t n, float* w, float* m, float* v);
 
 double peak_fp32(int64_t n);
 double peak_bf16(int64_t n);

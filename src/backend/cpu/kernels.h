@@ -33,6 +33,8 @@ struct AttentionJob {
   int64_t q_stride;
   float* out;  // likewise
   int64_t out_stride;
+  float *largest, *sums;  // null, or row i's (group) at i * softmax_stride: see Backend::attention
+  int64_t softmax_stride;
   float* scratch;  // attention_scratch() floats, 64-byte aligned
 };
 
@@ -77,6 +79,8 @@ using TileFn = void (*)(const uint8_t* w, const uint8_t* x, int64_t cols, float*
 using BlockFn = void (*)(const uint8_t* w, int64_t n_tiles, const uint8_t* x, int64_t n_groups,
                          int64_t cols, float* out, int64_t ldo, bool accumulate);
 
+struct TrainingKernels;  // training_kernels.h
+
 struct Kernels {
   const char* name;
   int max_columns;  // a power of two; column groups are max_columns, ..., 4, 2, 1 wide
@@ -112,6 +116,8 @@ struct Kernels {
   double (*peak_matrix)(int64_t n);  // BF16 by matrix units; null where there are none
   uint64_t (*read_memory)(const uint8_t* from,
                           size_t bytes);  // a checksum, so that the reads happen
+
+  const TrainingKernels* training;
 };
 
 extern const Kernels kernels_scalar;

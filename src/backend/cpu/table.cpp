@@ -11,6 +11,19 @@ namespace tinyllama::cpu {
 
 namespace isa = TINYLLAMA_ISA;
 
+const TrainingKernels TL_JOIN(training_, TINYLLAMA_ISA) = {
+    isa::product,
+    isa::attention_backward,
+    isa::rms_norm_backward,
+    isa::norm_weight_backward,
+    isa::swiglu_backward,
+    isa::exponentials,
+    isa::scale,
+    isa::add,
+    isa::sum_of_squares,
+    isa::adamw,
+};
+
 const Kernels TL_JOIN(kernels_, TINYLLAMA_ISA) = {
     TL_TEXT(TINYLLAMA_ISA),
     kColumns,
@@ -29,6 +42,7 @@ const Kernels TL_JOIN(kernels_, TINYLLAMA_ISA) = {
     isa::peak_int8,
     nullptr,
     isa::read_memory,
+    &TL_JOIN(training_, TINYLLAMA_ISA),
 };
 
 }  // namespace tinyllama::cpu

@@ -40,6 +40,9 @@ TL_INLINE F mul_f(F a, F b) {
 TL_INLINE F div_f(F a, F b) {
   return _mm256_div_ps(a, b);
 }
+TL_INLINE F sqrt_f(F a) {
+  return _mm256_sqrt_ps(a);
+}
 TL_INLINE F max_f(F a, F b) {
   return _mm256_max_ps(a, b);
 }

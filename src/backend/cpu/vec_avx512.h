@@ -40,6 +40,9 @@ TL_INLINE F mul_f(F a, F b) {
 TL_INLINE F div_f(F a, F b) {
   return _mm512_div_ps(a, b);
 }
+TL_INLINE F sqrt_f(F a) {
+  return _mm512_sqrt_ps(a);
+}
 TL_INLINE F max_f(F a, F b) {
   return _mm512_max_ps(a, b);
 }

@@ -43,6 +43,10 @@ TL_INLINE F mul_f(F a, F b) {
 TL_INLINE F div_f(F a, F b) {
   return a / b;
 }
+TL_INLINE F sqrt_f(F a) {
+  return F{__builtin_sqrtf(a[0]), __builtin_sqrtf(a[1]), __builtin_sqrtf(a[2]),
+           __builtin_sqrtf(a[3])};
+}
 TL_INLINE F max_f(F a, F b) {
   return a > b ? a : b;
 }

@@ -200,6 +200,14 @@ void pack_tile(Format format, Rows rows, int64_t cols, uint8_t* to) {
   }
 }
 
+int64_t part_tiles(const PackedPart& part) {
+  return (part.rows + kTileRows - 1) / kTileRows;
+}
+
+size_t part_bytes(const PackedPart& part, int64_t cols) {
+  return static_cast<size_t>(part_tiles(part)) * tile_bytes(part.format, cols);
+}
+
 // A zero row decodes to zeros in every format, so that lanes beyond the last row cost nothing to
 // explain.
 std::vector<std::byte> zero_row(DType dtype, int64_t cols) {
@@ -226,38 +234,39 @@ std::unique_ptr<CpuPacked> pack_weights(std::span<const PackPart> parts, ThreadP
   TL_CHECK(!parts.empty());
   auto packed = std::make_unique<CpuPacked>();
   packed->cols = parts[0].w.cols;
-  // Parts that start on a tile boundary and share a format become one run of tiles.
-  struct Source {
-    const PackPart* part;
-    int64_t row;
-  };
-  std::vector<std::vector<Source>> sources;  // per packed part, its rows
+  // Neighbours that share a format become one run of tiles.
   for (const PackPart& part : parts) {
     TL_CHECK(part.w.cols == packed->cols);
     const auto format = static_cast<Format>(part.w.dtype);
     const bool joins = !packed->parts.empty() && packed->parts.back().format == format;
-    if (!joins) {
-      packed->parts.push_back({format, packed->rows, 0, nullptr});
-      sources.emplace_back();
-    }
+    if (!joins) packed->parts.push_back({format, packed->rows, 0, nullptr});
     packed->parts.back().rows += part.w.rows;
     packed->rows += part.w.rows;
-    for (int64_t r = 0; r < part.w.rows; r++) sources.back().push_back({&part, r});
   }
-  size_t total = 0;
-  for (const PackedPart& p : packed->parts)
-    total += static_cast<size_t>((p.rows + kTileRows - 1) / kTileRows) *
-             tile_bytes(p.format, packed->cols);
-  packed->bytes = total;
+  for (const PackedPart& p : packed->parts) packed->bytes += part_bytes(p, packed->cols);
+  auto* at = reinterpret_cast<uint8_t*>(arena.take(packed->bytes, packed->memory));
+  for (PackedPart& p : packed->parts) {
+    p.tiles = at;
+    at += part_bytes(p, packed->cols);
+  }
+  fill_packed(parts, pool, *packed);
+  return packed;
+}
 
-  auto* at = reinterpret_cast<uint8_t*>(arena.take(total, packed->memory));
-  for (size_t i = 0; i < packed->parts.size(); i++) {
-    PackedPart& p = packed->parts[i];
-    const size_t bytes = tile_bytes(p.format, packed->cols);
-    const int64_t n_tiles = (p.rows + kTileRows - 1) / kTileRows;
-    const std::vector<std::byte> zero = zero_row(static_cast<DType>(p.format), packed->cols);
-    uint8_t* tiles = at;
-    pool.for_each(n_tiles, [&](int64_t t) {
+void fill_packed(std::span<const PackPart> parts, ThreadPool& pool, CpuPacked& packed) {
+  struct Source {
+    const PackPart* part;
+    int64_t row;
+  };
+  std::vector<Source> sources;  // of each row
+  sources.reserve(static_cast<size_t>(packed.rows));
+  for (const PackPart& part : parts)
+    for (int64_t r = 0; r < part.w.rows; r++) sources.push_back({&part, r});
+  TL_CHECK(static_cast<int64_t>(sources.size()) == packed.rows);
+  for (const PackedPart& p : packed.parts) {
+    const size_t bytes = tile_bytes(p.format, packed.cols);
+    const std::vector<std::byte> zero = zero_row(static_cast<DType>(p.format), packed.cols);
+    pool.for_each(part_tiles(p), [&](int64_t t) {
       const std::byte* rows[kTileRows];
       for (int lane = 0; lane < kTileRows; lane++) {
         const int64_t r = t * kTileRows + lane;
@@ -265,16 +274,15 @@ std::unique_ptr<CpuPacked> pack_weights(std::span<const PackPart> parts, ThreadP
           rows[lane] = zero.data();
           continue;
         }
-        const Source& source = sources[i][static_cast<size_t>(r)];
+        const Source& source = sources[static_cast<size_t>(p.first_row + r)];
+        const TensorView& w = source.part->w;
+        TL_CHECK(static_cast<Format>(w.dtype) == p.format && w.cols == packed.cols);
         const int64_t dim = source.part->interleaved_dim;
-        rows[lane] = source.part->w.row(dim == 0 ? source.row : interleaved_row(source.row, dim));
+        rows[lane] = w.row(dim == 0 ? source.row : interleaved_row(source.row, dim));
       }
-      pack_tile(p.format, rows, packed->cols, tiles + static_cast<size_t>(t) * bytes);
+      pack_tile(p.format, rows, packed.cols, p.tiles + static_cast<size_t>(t) * bytes);
     });
-    p.tiles = tiles;
-    at += static_cast<size_t>(n_tiles) * bytes;
   }
-  return packed;
 }
 
 }  // namespace tinyllama::cpu

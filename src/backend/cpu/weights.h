@@ -14,8 +14,7 @@ namespace tinyllama::cpu {
 struct PackedPart {
   Format format;
   int64_t first_row, rows;
-  const uint8_t*
-      tiles;  // (ceil(rows / 16)) tiles of tile_bytes(format, cols); missing rows are zero
+  uint8_t* tiles;  // (ceil(rows / 16)) tiles of tile_bytes(format, cols); missing rows are zero
 };
 
 class CpuPacked : public Packed {
@@ -38,5 +37,7 @@ class WeightArena {
 
 std::unique_ptr<CpuPacked> pack_weights(std::span<const PackPart> parts, ThreadPool& pool,
                                         WeightArena& arena);
+// Writes the tiles of matrices that have the shapes and types `packed` was made of.
+void fill_packed(std::span<const PackPart> parts, ThreadPool& pool, CpuPacked& packed);
 
 }  // namespace tinyllama::cpu

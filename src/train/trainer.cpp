@@ -1,0 +1,191 @@
+#include "train/trainer.h"
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "formats/hf_config.h"
+#include "model/random_weights.h"
+
+namespace tinyllama {
+namespace {
+
+constexpr int64_t kFirstDocuments = 64;  // in a micro-batch; grows as they come
+
+// The model to start from, without its weights where they are random.
+Checkpoint describe_model(const Recipe& recipe) {
+  Checkpoint checkpoint;
+  if (!recipe.model.init.empty()) return open_checkpoint(recipe.model.init);
+  checkpoint.name = recipe.model.preset;
+  checkpoint.config = recipe.model.config.empty() ? preset(recipe.model.preset)
+                                                  : parse_hf_config(read_text_file(recipe.model.config), recipe.model.config).config;
+  return checkpoint;
+}
+
+void fill_weights(const Recipe& recipe, const Checkpoint& like, ThreadPool& pool,
+                  Parameters& weights) {
+  if (!recipe.model.init.empty()) return weights.read(like);
+  weights.for_each([&](const TensorSpec& spec, Tensor tensor) {
+    fill_random_rows(spec, like.config, recipe.train.seed, pool, 0, spec.rows, DType::f32,
+                     tensor.data);
+  });
+}
+
+AdamW adamw(const Recipe& recipe) {
+  AdamW options;
+  options.beta1 = recipe.optimizer.beta1;
+  options.beta2 = recipe.optimizer.beta2;
+  options.weight_decay = recipe.optimizer.weight_decay;
+  options.decay_norms = recipe.optimizer.decay_norms;
+  options.clip = recipe.optimizer.clip;
+  return options;
+}
+
+// What the bits of a run depend on beside weights, in words: a resumed run must have the same.
+std::string words_of(const Recipe& r, const Config& c) {
+  std::string data;
+  for (const MixtureSource& source : r.data.train)
+    data += fmt::format("{} {};", source.path, source.weight);
+  return fmt::format(
+      "data {} order {} mask {} context {} tokens_per_step {} micro_batch {} seed {} precision {} "
+      "adamw {} {} {} {} {} hidden {} layers {} vocabulary {}",
+      data, static_cast<int>(r.data.order), r.data.mask_documents, r.train.context,
+      r.train.tokens_per_step, r.train.micro_batch, r.train.seed, r.train.precision,
+      r.optimizer.beta1, r.optimizer.beta2, r.optimizer.weight_decay, r.optimizer.decay_norms,
+      r.optimizer.clip, c.hidden, c.n_layers, c.vocab_size);
+}
+
+bool has_checkpoints(const std::string& dir) {
+  return std::filesystem::exists(dir + "/last");
+}
+
+std::string gigabytes(size_t bytes) {
+  return fmt::format("{:.2f} GB", static_cast<double>(bytes) / 1e9);
+}
+
+}  // namespace
+
+Trainer::Trainer(const Recipe& recipe, Backend& backend, ThreadPool& pool, size_t memory,
+                 bool resume, const std::function<void(const std::string&)>& warn)
+    : recipe_(recipe), backend_(backend), pool_(pool), like_(describe_model(recipe)) {
+  if (!resume && has_checkpoints(recipe.output.dir))
+    fail(fmt::format("[train] {} has checkpoints of a run: --resume goes on with it, or name "
+                     "another output.dir",
+                     recipe.output.dir));
+  auto mixture = std::make_shared<const Mixture>(recipe.data.train, recipe.train.context,
+                                                 recipe.data.order, recipe.train.seed);
+  const auto vocab_size = static_cast<int64_t>(mixture->vocab().vocab_size);
+  if (vocab_size > like_.config.vocab_size)
+    fail(fmt::format("[train] the data has a vocabulary of {} and the model one of {}: tokenize it "
+                     "with the model's tokenizer, or name another model",
+                     vocab_size, like_.config.vocab_size));
+  if (recipe.train.context > like_.config.context)
+    fail(fmt::format("[train] train.context {}: the model has {} positions", recipe.train.context,
+                     like_.config.context));
+  plan(memory);
+  loader_ = std::make_unique<Loader>(std::move(mixture), recipe.loader());
+  schedule_ = recipe.schedule();
+  weights_ = std::make_unique<Parameters>(backend, like_.config);
+  gradients_ = std::make_unique<Parameters>(backend, like_.config);
+  optimizer_ = std::make_unique<Optimizer>(backend, like_.config, adamw(recipe));
+
+  const std::string plan = words_of(recipe, like_.config);
+  std::optional<RunState> state;
+  if (resume) state = load_checkpoint(recipe.output.dir, *weights_, *optimizer_, warn);
+  if (state) {
+    if (state->plan != plan)
+      fail(fmt::format("[train] {} was written by another plan.\n  then: {}\n  now:  {}",
+                       recipe.output.dir, state->plan, plan));
+    if (state->isa != backend.name())
+      warn(fmt::format("the run began on {} and goes on on {}: other roundings", state->isa,
+                       backend.name()));
+    state_ = *state;
+    state_.run++;
+  } else {
+    fill_weights(recipe, like_, pool, *weights_);
+    state_.plan = plan;
+    state_.seed = recipe.train.seed;
+    state_.precision = recipe.train.precision;
+  }
+  state_.isa = backend.name();
+  loader_->seek(state_.position);
+  model_ = std::make_unique<Llama>(backend, weights_->checkpoint());
+}
+
+// Fills in plan_ and makes the pass: it keeps everything where that fits, else layers' inputs.
+void Trainer::plan(size_t memory) {
+  const Config& config = like_.config;
+  const LoaderOptions loader = recipe_.loader();
+  plan_.parameters = config.parameters();
+  plan_.steps = recipe_.train.steps;
+  plan_.tokens_per_step = loader.blocks_per_step * recipe_.train.context;
+  plan_.micro_batches = loader.blocks_per_step / loader.micro_batch;
+  const int64_t embedding = config.tied_embeddings ? 0 : config.vocab_size * config.hidden;
+  plan_.flops_per_token =
+      6.0 * static_cast<double>(plan_.parameters - embedding) +
+      12.0 * static_cast<double>(config.n_layers * config.hidden * recipe_.train.context);
+  const auto parameters = static_cast<size_t>(plan_.parameters);
+  plan_.weight_bytes = plan_.gradient_bytes = plan_.packed_bytes = 4 * parameters;
+  plan_.moment_bytes = 8 * parameters;
+  for (const Keep keep : {Keep::everything, Keep::inputs}) {
+    plan_.keep = keep;
+    make_pass(kFirstDocuments);  // its memory is not touched before the first step
+    plan_.activation_bytes = pass_->bytes();
+    if (plan_.bytes() <= memory) return;
+  }
+  fail(fmt::format(
+      "[train] this run needs {} (weights {}, packed {}, gradients {}, moments {}, activations {}) "
+      "and there are {}: lower train.micro_batch or train.context, or take a smaller model",
+      gigabytes(plan_.bytes()), gigabytes(plan_.weight_bytes), gigabytes(plan_.packed_bytes),
+      gigabytes(plan_.gradient_bytes), gigabytes(plan_.moment_bytes),
+      gigabytes(plan_.activation_bytes), gigabytes(memory)));
+}
+
+void Trainer::make_pass(int64_t max_documents) {
+  max_documents_ = max_documents;
+  pass_.reset();
+  pass_ = std::make_unique<TrainingPass>(backend_, like_.config,
+                                         recipe_.train.micro_batch * recipe_.train.context,
+                                         max_documents, plan_.keep);
+}
+
+StepResult Trainer::step() {
+  const auto begin = std::chrono::steady_clock::now();
+  StepResult result;
+  result.step = state_.step + 1;
+  const double targets = static_cast<double>(loader_->step_targets());
+  for (int64_t i = 0; i < loader_->micro_batches(); i++) {
+    loader_->read(i, micro_);
+    const auto documents = static_cast<int64_t>(micro_.documents.size());
+    if (documents > max_documents_) make_pass(2 * documents);
+    result.loss += pass_->run(*model_, micro_.tokens, micro_.documents, micro_.targets, 1 / targets,
+                              *gradients_);
+    result.tokens += std::ssize(micro_.tokens);
+  }
+  result.loss /= targets;
+  result.grad_norm = gradient_norm(backend_, *gradients_);
+  if (!std::isfinite(result.loss) || !std::isfinite(result.grad_norm))
+    fail(fmt::format("[train] step {}: loss {}, gradient norm {}: not finite. The checkpoints in "
+                     "{} are good; try a lower optimizer.lr or a longer warmup_steps",
+                     result.step, result.loss, result.grad_norm, recipe_.output.dir));
+  result.lr = learning_rate(schedule_, result.step);
+  optimizer_->step(*weights_, *gradients_, result.grad_norm, result.lr);
+  model_->reload(weights_->checkpoint());
+  loader_->next_step();
+  state_.step = result.step;
+  state_.position = loader_->position();
+  result.seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return result;
+}
+
+void Trainer::save() {
+  save_checkpoint(recipe_.output.dir, state_, like_, *weights_, *optimizer_, recipe_.output.keep,
+                  pool_);
+}
+
+}  // namespace tinyllama

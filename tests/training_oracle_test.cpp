@@ -76,8 +76,9 @@ class TrainingOracle : public ::testing::TestWithParam<std::string> {
   struct Distances {
     double loss = 0, norm = 0;
   };
-  Distances follow(Training& training, const std::vector<Rows>& batches, const json& log,
-                   const std::function<void(int64_t)>& after_step = [](int64_t) {}) {
+  Distances follow(
+      Training& training, const std::vector<Rows>& batches, const json& log,
+      const std::function<void(int64_t)>& after_step = [](int64_t) {}) {
     Distances distances;
     TrainingPass pass(*backend_, training.model.config(), batches[0].n_rows(),
                       static_cast<int64_t>(batches[0].documents.size()), Keep::everything);
@@ -126,8 +127,7 @@ TEST_P(TrainingOracle, NanoLossAndEveryGradient) {
                 known["grad_total_norm"].get<double>(), 1e-5);
     double worst = 0;
     training.gradients.for_each([&](const TensorSpec& spec, const Tensor& tensor) {
-      const Difference d =
-          compare(to_host(*backend_, tensor), gradients.at(spec.name).to_f32());
+      const Difference d = compare(to_host(*backend_, tensor), gradients.at(spec.name).to_f32());
       EXPECT_LE(d.largest, 1e-5 * d.magnitude + 1e-7) << spec.name;
       worst = std::max(worst, d.largest / d.magnitude);
     });
@@ -141,8 +141,8 @@ TEST_P(TrainingOracle, Nano20StepsAndTheirParameters) {
   Training training(*backend_, open_checkpoint(asset("oracle/nano")));
   const auto check = [&](int64_t step) {
     if (step != 1 && step != 5 && step != 20) return;
-    const Safetensors want = open_safetensors(
-        asset("oracle/nano/params_step" + std::to_string(step) + ".safetensors"));
+    const Safetensors want =
+        open_safetensors(asset("oracle/nano/params_step" + std::to_string(step) + ".safetensors"));
     training.weights.for_each([&](const TensorSpec& spec, const Tensor& tensor) {
       const Difference d = compare(to_host(*backend_, tensor), want.at(spec.name).to_f32());
       EXPECT_LE(d.largest, 5e-6) << spec.name << " after step " << step;
@@ -204,8 +204,7 @@ TEST_P(TrainingOracle, MicroGradientsAndCurve) {
       const std::vector<int32_t> rows = ids(want.at(spec.name + ".rows"));
       std::vector<float> chosen;
       for (const int32_t r : rows)
-        chosen.insert(chosen.end(), got.begin() + r * spec.cols,
-                      got.begin() + (r + 1) * spec.cols);
+        chosen.insert(chosen.end(), got.begin() + r * spec.cols, got.begin() + (r + 1) * spec.cols);
       got = chosen;
     }
     n++;

@@ -195,7 +195,6 @@ TEST(FiniteDifferences, WholeModel) {
     };
     loss(gradients);
     Parameters ignored(b, config);
-    uint64_t seed = 10;
     gradients.for_each([&](const TensorSpec& spec, const Tensor& gradient) {
       Tensor w;
       weights.for_each([&](const TensorSpec& other, const Tensor& t) {
@@ -204,14 +203,14 @@ TEST(FiniteDifferences, WholeModel) {
       Matrix x(w.rows, w.cols, 0), dx = x;
       std::memcpy(x.values.data(), w.data, w.bytes());
       std::memcpy(dx.values.data(), gradient.data, gradient.bytes());
-      expect_derivative(spec.name, x, dx,
-                        [&] {
-                          std::memcpy(w.data, x.values.data(), w.bytes());
-                          return loss(ignored);
-                        },
-                        2e-3);
+      expect_derivative(
+          spec.name, x, dx,
+          [&] {
+            std::memcpy(w.data, x.values.data(), w.bytes());
+            return loss(ignored);
+          },
+          2e-3);
       std::memcpy(w.data, x.values.data(), w.bytes());
-      seed++;
     });
   }
 }
@@ -268,8 +267,7 @@ TEST_P(TrainingOpsTest, LinearOfOddShapes) {
     const std::vector<std::vector<PackPart>> kinds = {
         {{w, 0}},
         {{narrow, 0}},
-        {{TensorView(w).rows_slice(0, cut), 0},
-         {narrow.rows_slice(cut, rows - cut), 0}}};
+        {{TensorView(w).rows_slice(0, cut), 0}, {narrow.rows_slice(cut, rows - cut), 0}}};
     for (const std::vector<PackPart>& parts : kinds) {
       if (parts.back().w.rows == 0) continue;
       cpu_->training().linear_input(*cpu_->pack(parts), dy, dx);
@@ -305,9 +303,11 @@ TEST_P(TrainingOpsTest, RowsOfOddLengths) {
 
       std::vector<int32_t> targets(static_cast<size_t>(rows));
       for (size_t r = 0; r < targets.size(); r++)
-        targets[r] = r % 5 == 3 ? kIgnoredTarget
-                                : static_cast<int32_t>(hash_key(9, r) % static_cast<uint64_t>(cols));
-      Matrix logits(rows, cols, 7, 8), logits_want = logits, losses(1, rows, 8), losses_want = losses;
+        targets[r] = r % 5 == 3
+                         ? kIgnoredTarget
+                         : static_cast<int32_t>(hash_key(9, r) % static_cast<uint64_t>(cols));
+      Matrix logits(rows, cols, 7, 8), logits_want = logits, losses(1, rows, 8),
+                                       losses_want = losses;
       cpu_->training().cross_entropy(logits, targets, 0.25, losses);
       naive_.training().cross_entropy(logits_want, targets, 0.25, losses_want);
       expect_close("d logits", logits, logits_want, 2e-6);
@@ -325,9 +325,9 @@ TEST_P(TrainingOpsTest, RowsOfOddLengths) {
       EXPECT_NEAR(cpu_->training().sum_of_squares(x) / naive_.training().sum_of_squares(x), 1,
                   1e-6);
       const AdamWStep step{0.01, 0.9, 0.95, 1e-8, 0.1, 0.5, 3};
-      Matrix moved = x, moved_want = x, m(rows, cols, 10), m_want = m, v(rows, cols, 11), v_want;
+      Matrix moved = x, moved_want = x, m(rows, cols, 10), m_want = m, v(rows, cols, 11);
       for (float& square : v.values) square = std::fabs(square);
-      v_want = v;
+      Matrix v_want = v;
       cpu_->training().adamw(step, dy, moved, m, v);
       naive_.training().adamw(step, dy, moved_want, m_want, v_want);
       expect_close("w", moved, moved_want, 2e-6);
@@ -376,15 +376,14 @@ struct Trained {
   std::vector<float> gradients, weights, losses;
 };
 
-// One step on a model of odd sizes, and a second pass on what it made.
-Trained train(Backend& b, Keep keep, bool tied = false) {
-  const Config config = tiny_config({.hidden = 72,
-                                     .intermediate = 100,
-                                     .n_heads = 6,
-                                     .n_kv_heads = 2,
-                                     .head_dim = 12,
-                                     .vocab = 97,
-                                     .tied = tied});
+constexpr TinyShape kOddShape = {
+    .hidden = 72, .intermediate = 100, .n_heads = 6, .n_kv_heads = 2, .head_dim = 12, .vocab = 97};
+
+// A pass on a model of odd sizes; with `step`, the optimizer's step and a pass on what it made.
+Trained train(Backend& b, Keep keep, bool step, bool tied = false) {
+  TinyShape shape = kOddShape;
+  shape.tied = tied;
+  const Config config = tiny_config(shape);
   const MemoryCheckpoint checkpoint(random_model(config, 3), DType::f32);
   Parameters weights(b, config), gradients(b, config);
   weights.read(*checkpoint);
@@ -396,9 +395,11 @@ Trained train(Backend& b, Keep keep, bool tied = false) {
   std::vector<int32_t> targets = random_tokens(631, config.vocab_size, 9);
   targets[300] = targets[12] = kIgnoredTarget;
   pass.run(model, tokens, documents, targets, 1.0 / 629, gradients);
-  optimizer.step(weights, gradients, gradient_norm(b, gradients), 1e-3);
-  model.reload(weights.checkpoint());
-  pass.run(model, tokens, documents, targets, 1.0 / 629, gradients);
+  if (step) {
+    optimizer.step(weights, gradients, gradient_norm(b, gradients), 1e-3);
+    model.reload(weights.checkpoint());
+    pass.run(model, tokens, documents, targets, 1.0 / 629, gradients);
+  }
   const auto floats = [](const Tensor& t) {
     return std::vector<float>(t.row_as<float>(0), t.row_as<float>(0) + t.elements());
   };
@@ -408,10 +409,10 @@ Trained train(Backend& b, Keep keep, bool tied = false) {
 }
 
 TEST_P(TrainingOpsTest, TheSameBitsForAnyNumberOfThreadsAndKeepingLess) {
-  const Trained one = train(*make_cpu({1, GetParam()}), Keep::everything);
+  const Trained one = train(*make_cpu({1, GetParam()}), Keep::everything, true);
   for (const int threads : {2, 3, 8}) {
     const auto keep = threads == 3 ? Keep::inputs : Keep::everything;
-    const Trained other = train(*make_cpu({threads, GetParam()}), keep);
+    const Trained other = train(*make_cpu({threads, GetParam()}), keep, true);
     EXPECT_TRUE(same_bits(one.gradients, other.gradients)) << threads;
     EXPECT_TRUE(same_bits(one.weights, other.weights)) << threads;
     EXPECT_TRUE(same_bits(one.losses, other.losses)) << threads;
@@ -420,11 +421,13 @@ TEST_P(TrainingOpsTest, TheSameBitsForAnyNumberOfThreadsAndKeepingLess) {
 
 TEST_P(TrainingOpsTest, WholePassAgainstTheNaiveOne) {
   for (const bool tied : {false, true}) {
-    const Trained got = train(*cpu_, Keep::everything, tied);
-    const Trained want = train(naive_, Keep::everything, tied);
+    const Trained got = train(*cpu_, Keep::everything, false, tied);
+    const Trained want = train(naive_, Keep::everything, false, tied);
     const Difference gradients = compare(got.gradients, want.gradients);
-    EXPECT_LE(gradients.largest, 2e-5 * gradients.magnitude);
-    EXPECT_LE(compare(got.losses, want.losses).largest, 2e-5);
+    EXPECT_LE(gradients.largest, 1e-5 * gradients.magnitude);
+    // A loss is the difference of two numbers made of logits, which are no larger than losses are.
+    const Difference losses = compare(got.losses, want.losses);
+    EXPECT_LE(losses.largest, 2 * fp32_tolerance(tiny_config(kOddShape), 300, losses.magnitude));
   }
 }
 
@@ -535,8 +538,8 @@ TEST(Parameters, HoldACheckpointUnderItsNames) {
     Checkpoint broken = *interleaved;
     broken.tensors.erase("model.norm.weight");
     EXPECT_THROW(parameters.read(broken), Error);
-    Checkpoint other = *MemoryCheckpoint(random_model(tiny_config({.intermediate = 40}), 5),
-                                         DType::f32);
+    Checkpoint other =
+        *MemoryCheckpoint(random_model(tiny_config({.intermediate = 40}), 5), DType::f32);
     EXPECT_THROW(parameters.read(other), Error);
   }
 }

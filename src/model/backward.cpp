@@ -80,14 +80,14 @@ void Backward::layer(int64_t index) {
   const LayerActivations& a = a_.layers_[static_cast<size_t>(index)];
 
   const int64_t rows = batch_.rows();
-  const Tensor x = view(a.x, rows, c.hidden);                               // (rows, hidden)
-  const Tensor qkv = view(a.qkv, rows, c.q_dim() + 2 * c.kv_dim());         // (rows, q, k and v)
-  const Tensor softmax = view(a.softmax, rows, 2 * c.n_heads);              // (rows, 2 n_heads)
-  const Tensor attended = view(a.attended, rows, c.q_dim());                // (rows, q_dim)
-  const Tensor middle = view(a.middle, rows, c.hidden);                     // (rows, hidden)
-  const Tensor gate_up = view(a.gate_up, rows, 2 * c.intermediate);         // (rows, gate and up)
-  const Tensor dx = view(a_.dx_, rows, c.hidden);                           // (rows, hidden)
-  const Tensor dqkv = view(a_.dqkv_, rows, c.q_dim() + 2 * c.kv_dim());     // (rows, q, k and v)
+  const Tensor x = view(a.x, rows, c.hidden);                            // (rows, hidden)
+  const Tensor qkv = view(a.qkv, rows, c.q_dim() + 2 * c.kv_dim());      // (rows, q, k and v)
+  const Tensor softmax = view(a.softmax, rows, 2 * c.n_heads);           // (rows, 2 n_heads)
+  const Tensor attended = view(a.attended, rows, c.q_dim());             // (rows, q_dim)
+  const Tensor middle = view(a.middle, rows, c.hidden);                  // (rows, hidden)
+  const Tensor gate_up = view(a.gate_up, rows, 2 * c.intermediate);      // (rows, gate and up)
+  const Tensor dx = view(a_.dx_, rows, c.hidden);                        // (rows, hidden)
+  const Tensor dqkv = view(a_.dqkv_, rows, c.q_dim() + 2 * c.kv_dim());  // (rows, q, k and v)
   // One buffer, whose uses follow each other.
   const Tensor normed = view(a_.normed_, rows, c.hidden);           // (rows, hidden)
   const Tensor d_attended = view(a_.normed_, rows, c.q_dim());      // (rows, q_dim)
@@ -136,9 +136,10 @@ Batch TrainingPass::batch_of(std::span<const int32_t> tokens,
   for (const int64_t length : documents) {
     const auto n_blocks = static_cast<size_t>(KvCache::blocks_for(length));
     if (length < 1 || length > batch.rows() - row || n_blocks > blocks_.size() - block) {
-      fail(fmt::format("[train] document of {} tokens at row {}: want {} rows in all, in at most "
-                       "{} blocks of {}",
-                       length, row, batch.rows(), blocks_.size(), kKvBlock));
+      fail(
+          fmt::format("[train] document of {} tokens at row {}: want {} rows in all, in at most "
+                      "{} blocks of {}",
+                      length, row, batch.rows(), blocks_.size(), kKvBlock));
     }
     Segment& segment = batch.segments.emplace_back();
     segment.first_row = row;

@@ -43,11 +43,10 @@ std::vector<Tensor> Parameters::tensors() const {
   const int64_t q = config_.q_dim(), kv = config_.kv_dim(), wide = config_.intermediate;
   std::vector<Tensor> tensors = {embed};
   for (const LayerParameters& layer : layers) {
-    tensors.insert(tensors.end(),
-                   {layer.attention_norm, layer.qkv.rows_slice(0, q), layer.qkv.rows_slice(q, kv),
-                    layer.qkv.rows_slice(q + kv, kv), layer.output, layer.mlp_norm,
-                    layer.gate_up.rows_slice(0, wide), layer.gate_up.rows_slice(wide, wide),
-                    layer.down});
+    tensors.insert(tensors.end(), {layer.attention_norm, layer.qkv.rows_slice(0, q),
+                                   layer.qkv.rows_slice(q, kv), layer.qkv.rows_slice(q + kv, kv),
+                                   layer.output, layer.mlp_norm, layer.gate_up.rows_slice(0, wide),
+                                   layer.gate_up.rows_slice(wide, wide), layer.down});
   }
   tensors.push_back(norm);
   if (!config_.tied_embeddings) tensors.push_back(head);

@@ -1,5 +1,5 @@
-// The operations of training in their plainest form, as naive_backend.h has those of inference: each
-// the derivative of its formula, sums in double.
+// The operations of training in their plainest form, as naive_backend.h has those of inference:
+// each the derivative of its formula, sums in double.
 #pragma once
 
 #include <cmath>

@@ -10,8 +10,8 @@ namespace {
 constexpr int64_t kBlock = 64;  // queries, and keys
 
 // c (kBlock rows) = or += a b.
-TL_INLINE void multiply(const float* a, int64_t a_row, int64_t a_depth, const float* b,
-                        int64_t n, int64_t k, float* c, bool accumulate) {
+TL_INLINE void multiply(const float* a, int64_t a_row, int64_t a_depth, const float* b, int64_t n,
+                        int64_t k, float* c, bool accumulate) {
   for (int64_t j = 0; j < n; j += kProductCols)
     for (int64_t i = 0; i < kBlock; i += kProductRows)
       product_tile(a + i * a_row, a_row, a_depth, b + j, n, k, c + i * n + j, n, accumulate);
@@ -78,17 +78,17 @@ void fill_delta(const AttentionBackwardJob& job, float* delta) {
 
 void TINYLLAMA_ISA::attention_backward(const AttentionBackwardJob& job) {
   const int64_t dim = job.head_dim, padded = padded_product(dim), n = job.n_rows;
-  float* delta = job.scratch;                                // (n_rows)
-  float* k_transposed = delta + (n + 15) / 16 * 16;          // (dim, kBlock)
-  float* v_transposed = k_transposed + kBlock * dim;         // (dim, kBlock)
-  float* k = v_transposed + kBlock * dim;                    // (kBlock, padded) and so on
+  float* delta = job.scratch;                         // (n_rows)
+  float* k_transposed = delta + (n + 15) / 16 * 16;   // (dim, kBlock)
+  float* v_transposed = k_transposed + kBlock * dim;  // (dim, kBlock)
+  float* k = v_transposed + kBlock * dim;             // (kBlock, padded) and so on
   float* q = k + kBlock * padded;
   float* dy = q + kBlock * padded;
   float* dk = dy + kBlock * padded;
   float* dv = dk + kBlock * padded;
   float* dq = dv + kBlock * padded;
-  float* p = dq + kBlock * padded;                           // (queries, keys)
-  float* dp = p + kBlock * kBlock;                           // (queries, keys)
+  float* p = dq + kBlock * padded;  // (queries, keys)
+  float* dp = p + kBlock * kBlock;  // (queries, keys)
   const auto scale = static_cast<float>(1.0 / __builtin_sqrt(static_cast<double>(dim)));
   fill_delta(job, delta);
   for (int64_t keys = 0; keys < n; keys += kBlock) {

@@ -19,8 +19,8 @@ float rms_norm_backward(const float* x, const float* w, double eps, const float*
   const double product = reduce_add_f(add_f(products[0], products[1]));
   const double scale = 1.0 / __builtin_sqrt(square / static_cast<double>(n) + eps);
   const F along = set_f(static_cast<float>(scale));
-  const F back = set_f(
-      static_cast<float>(-scale * scale * scale * product / static_cast<double>(n)));
+  const F back =
+      set_f(static_cast<float>(-scale * scale * scale * product / static_cast<double>(n)));
   for (int64_t i = 0; i < n; i += kLanes) {
     const F direct = mul_f(mul_f(load_n(dy + i, n - i), load_n(w + i, n - i)), along);
     const F gradient = fma_f(load_n(x + i, n - i), back, direct);
@@ -110,8 +110,7 @@ void adamw(const AdamWFactors& f, const float* gradient, int64_t n, float* w, fl
     const int64_t left = n - i;
     const F g = mul_f(load_n(gradient + i, left), set_f(f.gradient));
     const F mean = fma_f(load_n(m + i, left), set_f(f.beta1), mul_f(g, set_f(f.rest1)));
-    const F square =
-        fma_f(load_n(v + i, left), set_f(f.beta2), mul_f(mul_f(g, g), set_f(f.rest2)));
+    const F square = fma_f(load_n(v + i, left), set_f(f.beta2), mul_f(mul_f(g, g), set_f(f.rest2)));
     const F spread = fma_f(sqrt_f(square), set_f(f.denominator), set_f(f.eps));
     const F kept = mul_f(load_n(w + i, left), set_f(f.keep));
     store_n(m + i, mean, left);

@@ -16,8 +16,8 @@
 namespace tinyllama::cpu {
 namespace {
 
-constexpr int64_t kSerialWork = 32768;          // floats of other operations, likewise
-constexpr int64_t kSerialProducts = 64 * 1024;  // multiply-adds not worth a join
+constexpr int64_t kSerialWork = 32768;             // floats of other operations, likewise
+constexpr int64_t kSerialProducts = 64 * 1024;     // multiply-adds not worth a join
 constexpr int64_t kJobRows = 256, kJobCols = 512;  // largest part of a product in one job: both
                                                    // panels stay in L2
 constexpr int64_t kStrip = 64;                     // columns that one thread sums over all rows
@@ -129,8 +129,8 @@ class CpuTraining final : public TrainingOps {
       job.dq_stride = stride_of(dqkv);
       job.dk = dk + (head * rows + row) * dim;
       job.dv = dv + (head * rows + row) * dim;
-      job.scratch = scratch_[static_cast<size_t>(thread)].floats(
-          attention_backward_scratch(longest, dim));
+      job.scratch =
+          scratch_[static_cast<size_t>(thread)].floats(attention_backward_scratch(longest, dim));
       k_.attention_backward(job);
     };
     const auto n_jobs = static_cast<int64_t>(batch_->segments.size()) * n_heads;
@@ -245,9 +245,8 @@ class CpuTraining final : public TrainingOps {
   }
   template <class Body>
   void for_chunks(int64_t n, const Body& body) {
-    for_items((n + kChunk - 1) / kChunk, kChunk, [&](int64_t chunk) {
-      body(chunk * kChunk, std::min(kChunk, n - chunk * kChunk));
-    });
+    for_items((n + kChunk - 1) / kChunk, kChunk,
+              [&](int64_t chunk) { body(chunk * kChunk, std::min(kChunk, n - chunk * kChunk)); });
   }
 
   // c (m, n) in parts; how it is cut changes no bit.

@@ -49,18 +49,18 @@ struct AttentionBackwardJob {
 };
 constexpr int64_t attention_backward_scratch(int64_t n_rows, int64_t head_dim) {
   constexpr int64_t kBlock = 64;
-  return (n_rows + 15) / 16 * 16 + 2 * kBlock * head_dim +
-         6 * kBlock * padded_product(head_dim) + 2 * kBlock * kBlock;
+  return (n_rows + 15) / 16 * 16 + 2 * kBlock * head_dim + 6 * kBlock * padded_product(head_dim) +
+         2 * kBlock * kBlock;
 }
 
 // What one step of AdamW multiplies by, in the order of use.
 struct AdamWFactors {
-  float gradient;              // clipping
-  float keep;                  // 1 - lr * weight_decay
-  float beta1, beta2;          // of the moments
-  float denominator, eps;      // 1 / sqrt(1 - beta2^step)
-  float rate;                  // lr / (1 - beta1^step)
-  float rest1, rest2;          // 1 - beta1, 1 - beta2
+  float gradient;          // clipping
+  float keep;              // 1 - lr * weight_decay
+  float beta1, beta2;      // of the moments
+  float denominator, eps;  // 1 / sqrt(1 - beta2^step)
+  float rate;              // lr / (1 - beta1^step)
+  float rest1, rest2;      // 1 - beta1, 1 - beta2
 };
 
 struct TrainingKernels {
@@ -70,15 +70,14 @@ struct TrainingKernels {
   float (*rms_norm_backward)(const float* x, const float* w, double eps, const float* dy, int64_t n,
                              float* dx);
   // dw[i] += the sum over rows of dy x scales, rows in order, for n columns.
-  void (*norm_weight_backward)(const float* x, int64_t x_stride, const float* dy,
-                               int64_t dy_stride, const float* scales, int64_t rows, int64_t n,
-                               float* dw);
+  void (*norm_weight_backward)(const float* x, int64_t x_stride, const float* dy, int64_t dy_stride,
+                               const float* scales, int64_t rows, int64_t n, float* dw);
   // gate and up become their gradients.
   void (*swiglu_backward)(const float* dy, int64_t n, float* gate, float* up);
   // x = exp(x - max(x)); returns its sum, and max(x) in `largest`.
   double (*exponentials)(float* x, int64_t n, float* largest);
-  void (*scale)(float* x, int64_t n, float factor);           // x *= factor
-  void (*add)(const float* x, int64_t n, float* y);           // y += x
+  void (*scale)(float* x, int64_t n, float factor);  // x *= factor
+  void (*add)(const float* x, int64_t n, float* y);  // y += x
   double (*sum_of_squares)(const float* x, int64_t n);
   void (*adamw)(const AdamWFactors& f, const float* gradient, int64_t n, float* w, float* m,
                 float* v);

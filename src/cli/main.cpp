@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/nearest.h"
 #include "cli/commands.h"
 
 namespace tinyllama::cli {

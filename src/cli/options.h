@@ -74,9 +74,6 @@ class Options {
   std::vector<Line> lines_;
 };
 
-// The candidate that a mistyped word most likely means; empty when none is near.
-std::string nearest(std::string_view word, const std::vector<std::string>& candidates);
-
 // "1,2,3" or "1 2 3" as numbers. Throws UsageError that names `flag` when something else stands
 // there.
 std::vector<int32_t> parse_ids(std::string_view text, std::string_view flag);

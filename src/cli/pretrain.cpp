@@ -128,7 +128,7 @@ void run(const PretrainOptions& o, Output& out) {
 
 Action pretrain(Options& options) {
   auto o = std::make_shared<PretrainOptions>();
-  options.positional(o->recipe, "RECIPE", "A recipe: recipes/ has some");
+  options.add(o->recipe, {.flags = "RECIPE", .help = "A recipe: recipes/ has some", .required = true});
   options.add(o->set, {.flags = "--set",
                        .help = "Another value for a key of the recipe: train.steps=100",
                        .placeholder = "KEY=VALUE"});

@@ -38,7 +38,7 @@ json file_list(const std::string& folder) {
   return files;
 }
 
-void write_moments(const std::string& path, const Optimizer& optimizer) {
+void write_moments(const std::string& path, Optimizer& optimizer) {
   std::vector<NamedArray> arrays;
   const auto add = [&](const std::string& prefix, const Parameters& moments) {
     moments.for_each([&](const TensorSpec& spec, Tensor tensor) {
@@ -133,7 +133,7 @@ std::string checkpoint_name(int64_t step) {
 }
 
 void save_checkpoint(const std::string& dir, const RunState& state, const Checkpoint& like,
-                     const Parameters& weights, const Optimizer& optimizer, int64_t keep,
+                     const Parameters& weights, Optimizer& optimizer, int64_t keep,
                      ThreadPool& pool) {
   const std::string name = checkpoint_name(state.step);
   AtomicFolder folder(dir + "/" + name);

@@ -36,7 +36,7 @@ std::string checkpoint_name(int64_t step);
 // `like`, moments, state; points `last` at it; then removes all but the `keep` newest. Throws Error
 // when it cannot be written, leaving the older ones as they were.
 void save_checkpoint(const std::string& dir, const RunState& state, const Checkpoint& like,
-                     const Parameters& weights, const Optimizer& optimizer, int64_t keep,
+                     const Parameters& weights, Optimizer& optimizer, int64_t keep,
                      ThreadPool& pool);
 
 // Restores the newest whole checkpoint in `dir`; nothing where there is none. What is damaged or

@@ -1,7 +1,8 @@
 // Speaks for llama.cpp as `tinyllama bench --peer` wants it (the options and the JSON of llama.cpp's own llama-bench),
 // where npm's node-llama-cpp is what is installed:
-//   tinyllama bench -m MODEL.gguf --peer "node bench/peer/llama_bench.mjs"
-// Options: -m MODEL, -p PROMPT,... , -n TOKENS, -d CONTEXT,... (what is cached before the tokens), -t THREADS, -r RUNS.
+//   tinyllama bench -m MODEL.gguf --peer "node bench/peer/llama_bench.mjs" --peer-batched "node bench/peer/llama_bench.mjs"
+// Options: -m MODEL, -p PROMPT,... , -n TOKENS, -d CONTEXT,... (what is cached before the tokens), -t THREADS, -r RUNS;
+// or those of llama-batched-bench: -npl SEQUENCES,... , each with -npp TOKENS of its own, then -ntg more, all together.
 import {createRequire} from "node:module";
 import {dirname, join} from "node:path";
 import {fileURLToPath, pathToFileURL} from "node:url";
@@ -10,7 +11,8 @@ const root = join(dirname(fileURLToPath(import.meta.url)), "..", "..");
 const require = createRequire(join(root, "build", "peer", "package.json"));  // where tools/peer_check installs it
 const {getLlama, LlamaLogLevel} = await import(pathToFileURL(require.resolve("node-llama-cpp")).href);
 
-const options = {"-m": "", "-p": "", "-n": "0", "-d": "0", "-t": "2", "-r": "3", "-o": "json"};
+const options = {"-m": "", "-p": "", "-n": "0", "-d": "0", "-t": "2", "-r": "3", "-o": "json",
+    "-npl": "", "-npp": "128", "-ntg": "32", "-c": "0", "--output-format": "jsonl"};
 for (let i = 2; i + 1 < process.argv.length; i += 2) {
     if (!(process.argv[i] in options)) throw new Error(`unknown option ${process.argv[i]}`);
     options[process.argv[i]] = process.argv[i + 1];
@@ -21,10 +23,33 @@ const generated = Number(options["-n"]), threads = Number(options["-t"]), runs =
 
 const llama = await getLlama({gpu: false, build: "never", logLevel: LlamaLogLevel.error, maxThreads: threads});
 const model = await llama.loadModel({modelPath: options["-m"]});
+const tokens = (n) => Array.from({length: n}, (_, i) => 300 + (i * 7919 + 13) % 31000);
+if (options["-npl"]) {
+    await batched(numbers(options["-npl"]), Number(options["-npp"]), Number(options["-ntg"]));
+    process.exit(0);
+}
+
+// A line of JSON for each number of sequences.
+async function batched(counts, prompt, generated) {
+    for (const count of counts) {
+        const context = await model.createContext({
+            contextSize: prompt + generated + 8, sequences: count, batchSize: Math.max(512, count), threads, flashAttention: true});
+        const sequences = Array.from({length: count}, () => context.getSequence());
+        await Promise.all(sequences.map((s) => s.evaluateWithoutGeneratingNewTokens(tokens(prompt))));
+        const start = performance.now();
+        await Promise.all(sequences.map(async (sequence) => {
+            let left = generated;
+            for await (const _ of sequence.evaluate([300], {temperature: 0, yieldEogToken: true})) if (--left === 0) break;
+        }));
+        const seconds = (performance.now() - start) / 1000;
+        console.log(JSON.stringify({pp: prompt, tg: generated, pl: count, t_tg: seconds, speed_tg: count * generated / seconds}));
+        await context.dispose();
+    }
+}
+
 const contextSize = Math.max(...prompts, ...contexts.map((n) => n + generated), 16) + 8;
 const context = await model.createContext({contextSize, batchSize: 512, threads, flashAttention: true});
 const sequence = context.getSequence();
-const tokens = (n) => Array.from({length: n}, (_, i) => 300 + (i * 7919 + 13) % 31000);
 const median = (values) => values.sort((a, b) => a - b)[Math.floor(values.length / 2)];
 const rows = [];
 

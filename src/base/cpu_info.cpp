@@ -52,10 +52,9 @@ CpuInfo cpu_info() {
     info.avx_vnni = info.avx2 && (a & (1u << 4)) != 0;
     info.avx512_bf16 = info.avx512 && (a & (1u << 5)) != 0;
   }
-  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
-  if (info.avx512 && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kAmxBf16) != 0 &&
-      (d & kAmxTile) != 0) {
-    info.amx_bf16 = may_use_amx();
+  constexpr unsigned kAmx = 1u << 22 | 1u << 24 | 1u << 25;  // BF16, tiles, int8
+  if (info.avx512 && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kAmx) == kAmx) {
+    info.amx = may_use_amx();
   }
 #elif defined(__aarch64__)
   info.neon = true;

@@ -11,7 +11,7 @@ struct CpuInfo {
   bool avx_vnni = false;   // the 256-bit VEX form of vpdpbusd
   bool avx512 = false;     // AVX-512 F, BW, VL, DQ with VNNI
   bool avx512_bf16 = false;
-  bool amx_bf16 = false;  // matrix units, with the system's leave to use them
+  bool amx = false;  // matrix units for BF16 and int8, with the system's leave to use them
   bool neon = false;
 };
 

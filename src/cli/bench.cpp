@@ -27,7 +27,7 @@ struct BenchOptions {
   ModelOptions model;
   std::string prefill = "16,128,512", decode = "1:0,1:1536,4:128,16:128", corpus;
   int repeat = 3, tokens = 32;
-  std::string history, peer;
+  std::string history, peer, peer_batched;
   bool json = false, machine_only = false, no_history = false, no_peer = false;
 };
 
@@ -309,15 +309,16 @@ std::string find_model(const BenchOptions& o) {
   }
 }
 
-// llama.cpp's own program, where it is installed and can read the model.
-std::string find_peer(const BenchOptions& o) {
+// The peer's command: the one given, or llama.cpp's own program, where it is installed and can read
+// the model.
+std::string find_peer(const BenchOptions& o, const std::string& given, const std::string& own) {
   if (o.no_peer || !o.model.model.ends_with(".gguf")) return "";
-  if (!o.peer.empty()) return o.peer;
+  if (!given.empty()) return given;
   const std::string path = environment("PATH");
   for (size_t at = 0; at <= path.size();) {
     const size_t end = std::min(path.find(':', at), path.size());
-    const std::string program = path.substr(at, end - at) + "/llama-bench";
-    if (::access(program.c_str(), X_OK) == 0) return "llama-bench";
+    const std::string program = path.substr(at, end - at) + "/" + own;
+    if (::access(program.c_str(), X_OK) == 0) return own;
     at = end + 1;
   }
   return "";
@@ -346,8 +347,10 @@ void run(BenchOptions o, Output& out) {
     }
     // A shared machine has slow moments: the limit is the best of before and after.
     report.machine = best_of(report.machine, measure_machine(pool, o.model.isa));
-    const std::string peer = find_peer(o);
+    const std::string peer = find_peer(o, o.peer, "llama-bench");
     if (!peer.empty()) compare_with_peer(peer, o.tokens, o.repeat, report);
+    const std::string batched = find_peer(o, o.peer_batched, "llama-batched-bench");
+    if (!batched.empty()) compare_with_batched_peer(batched, o.tokens, report);
     const std::string history = o.no_history ? "" : history_path(o);
     if (!history.empty()) {
       compare_with_history(history, report);
@@ -388,6 +391,11 @@ Action bench(Options& options) {
        .help = "Run this beside it, with llama-bench's options and JSON; unset: llama-bench "
                "where it is installed, for .gguf files",
        .placeholder = "COMMAND"});
+  options.add(o->peer_batched,
+              {.flags = "--peer-batched",
+               .help = "The same for several sequences, with llama-batched-bench's options and "
+                       "lines of JSON",
+               .placeholder = "COMMAND"});
   options.add(o->no_peer, {.flags = "--no-peer", .help = "Run no peer"});
   options.add(o->history, {.flags = "--history",
                            .help = "File of earlier runs, to compare with and to add to; unset: "

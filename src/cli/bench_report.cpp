@@ -7,9 +7,11 @@
 #include <ctime>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <sstream>
 
 #include "base/cpu_info.h"
 #include "base/error.h"
@@ -228,6 +230,35 @@ void compare_with_peer(const std::string& command, int tokens, int runs, Report&
         if (d.streams == 1 && row.value("n_gen", 0) > 0 && row.value("n_depth", 0) == d.context &&
             row.contains("avg_ts"))
           d.peer = row["avg_ts"];
+  }
+  report.peer_name = "the peer, tokens/s";
+}
+
+void compare_with_batched_peer(const std::string& command, int tokens, Report& report) {
+  if (!report.model) return;
+  std::map<int64_t, std::set<int64_t>> streams_at;  // by context
+  for (const DecodeResult& d : report.model->decode)
+    if (d.streams > 1) streams_at[d.context].insert(d.streams);
+  for (const auto& [context, streams] : streams_at) {
+    const int64_t positions = *streams.rbegin() * (context + tokens);
+    const auto number = [](int64_t n) { return std::to_string(n); };
+    const std::string line =
+        fmt::format("{} -m {} -t {} -c {} -npp {} -ntg {} -npl {} --output-format jsonl", command,
+                    shell_quoted(report.path), report.threads, positions, context, tokens,
+                    joined(streams, number));
+    const std::string text = output_of(line);
+    std::istringstream lines(text);
+    bool found = false;
+    for (std::string row_text; std::getline(lines, row_text);) {
+      const json row = json::parse(row_text, nullptr, false);
+      if (!row.is_object() || !row.contains("pl") || !row.contains("speed_tg")) continue;
+      for (DecodeResult& d : report.model->decode)
+        if (d.streams == row["pl"] && d.context == context) d.peer = row["speed_tg"];
+      found = true;
+    }
+    if (!found)
+      fail(fmt::format("[bench] {}: want llama-batched-bench's lines of JSON, got: {}", line,
+                       text.substr(0, 200)));
   }
   report.peer_name = "the peer, tokens/s";
 }

@@ -58,8 +58,11 @@ void compare_with_history(const std::string& path, Report& report);
 // Adds this run to the file, a line of JSON. Throws Error when it cannot be written.
 void append_to_history(const std::string& path, const Report& report);
 
-// Fills in `peer`: runs `command` with llama-bench's options (-m -p -n -d -t -r -o json) on the
-// same file and reads its JSON. Throws Error with what the command printed when it is not that.
+// Fills in `peer` on the same file. Each throws Error with what the command printed when it is not
+// what was asked for. One sequence: `command` with llama-bench's options (-m -p -n -d -t -r -o
+// json) and its JSON array; several: with llama-batched-bench's (-m -t -npp -ntg -npl
+// --output-format jsonl) and its lines of JSON.
 void compare_with_peer(const std::string& command, int tokens, int runs, Report& report);
+void compare_with_batched_peer(const std::string& command, int tokens, Report& report);
 
 }  // namespace tinyllama::cli

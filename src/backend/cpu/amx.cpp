@@ -6,6 +6,7 @@
 // them in order, whatever the number of columns.
 #include <immintrin.h>
 
+#include "backend/cpu/amx_tiles.h"
 #include "backend/cpu/isa_kernels.h"
 #include "backend/cpu/layout.h"
 #include "backend/cpu/vec.h"
@@ -15,38 +16,10 @@ namespace {
 
 constexpr int64_t kStep = 32;        // k of one instruction
 constexpr size_t kTileBytes = 1024;  // of 16 rows of 64 bytes
-constexpr int64_t kGroup = 16;       // columns of a full group
 
 int64_t steps(int64_t cols) {
   return (cols + kStep - 1) / kStep;
 }
-
-// GCC's tile intrinsics do not say that they read and write memory: between them and ordinary
-// accesses of the same memory stands this.
-TL_INLINE void memory_fence() {
-  asm volatile("" : : : "memory");
-}
-
-// Sets the shapes of all tiles while it lives. 0 to 3: sums; 4, 5: activations; 6, 7: weights.
-class Tiles {
- public:
-  explicit Tiles(int64_t columns) {
-    struct alignas(64) {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t row_bytes[16] = {};
-      uint8_t rows[16] = {};
-    } shapes;
-    for (int i = 0; i < 8; i++) {
-      shapes.row_bytes[i] = 64;
-      shapes.rows[i] = i < 6 ? static_cast<uint8_t>(columns) : 16;
-    }
-    asm volatile("" : : "m"(shapes));
-    _tile_loadconfig(&shapes);
-  }
-  Tiles(const Tiles&) = delete;
-  Tiles& operator=(const Tiles&) = delete;
-  ~Tiles() { _tile_release(); }
-};
 
 // The weights of one tile, a step at a time; the last step may be short, and is read from a copy
 // with zeros.
@@ -82,7 +55,7 @@ void tile_product(const uint8_t* w, const uint8_t* x, int64_t cols, float* out, 
   alignas(64) uint8_t copy[kTileBytes];
   alignas(64) float sums[kGroup][16];
   const Weights weights(w, cols, copy);
-  const Tiles tiles(NC);
+  const Tiles tiles({NC, 64}, {16, 64});
   _tile_zero(0);
   for (int64_t i = 0; i < steps(cols); i++, x += NC * 64) {
     const uint8_t* rows = weights.step(i);
@@ -150,7 +123,7 @@ void block_product(const uint8_t* w, int64_t n_tiles, const uint8_t* x, int64_t 
     weights[t] = Weights(w + static_cast<size_t>(t) * tile, cols, copies[t]);
   int64_t g = 0;
   {
-    const Tiles tiles(kGroup);
+    const Tiles tiles({kGroup, 64}, {16, 64});
     for (; g + 2 <= n_groups; g += 2) {
       const uint8_t* x0 = x + static_cast<size_t>(g) * group;
       for (int64_t t = 0; t + 2 <= n_tiles; t += 2) {
@@ -199,7 +172,7 @@ size_t column_bytes(Format format, int64_t cols) {
 
 double peak_matrix(int64_t n) {
   alignas(64) static const uint8_t zeros[kTileBytes] = {};
-  const Tiles tiles(kGroup);
+  const Tiles tiles({kGroup, 64}, {16, 64});
   _tile_loadd(4, zeros, 64);
   _tile_loadd(5, zeros, 64);
   _tile_loadd(6, zeros, 64);
@@ -229,8 +202,8 @@ TileFn tile(Format format, int n) {
   }
 }
 
-BlockFn block(Format format) {
-  return format == Format::bf16 ? block_product : nullptr;
+BlockFn block(Format format, int64_t n_groups) {
+  return format == Format::bf16 ? block_product : amx::quantized_block(format, n_groups);
 }
 
 }  // namespace

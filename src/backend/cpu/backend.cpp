@@ -320,7 +320,7 @@ class CpuBackend final : public Backend {
       return y.row_as<float>(c) + part.first_row + t * kTileRows;
     };
     const int64_t full = std::min(end, part.rows / kTileRows);  // tiles from here on lack rows
-    const cpu::BlockFn block = k_.block(part.format);
+    const cpu::BlockFn block = k_.block(part.format, y.rows / k_.max_columns);
     if (block != nullptr && full > first && y.rows >= k_.max_columns) {
       block(tile_at(first), full - first, packed_x, y.rows / k_.max_columns, w.cols,
             out_at(0, first), ldo, accumulate);

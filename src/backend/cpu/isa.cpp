@@ -20,7 +20,7 @@ std::vector<IsaRow> isa_rows() {
   [[maybe_unused]] const CpuInfo info = cpu_info();
   return {
 #ifdef TINYLLAMA_HAS_amx
-      {&cpu::kernels_amx, info.avx512 && info.avx512_bf16 && info.amx_bf16},
+      {&cpu::kernels_amx, info.avx512 && info.avx512_bf16 && info.amx},
 #endif
 #ifdef TINYLLAMA_HAS_avx512
       {&cpu::kernels_avx512, info.avx512 && info.avx512_bf16},

@@ -8,7 +8,7 @@
 namespace tinyllama::cpu::TINYLLAMA_ISA {
 
 TileFn tile(Format format, int n);
-BlockFn block(Format format);
+BlockFn block(Format format, int64_t n_groups);
 void pack_columns(Format format, const float* x, int64_t stride, int n, int64_t cols, int64_t begin,
                   int64_t end, uint8_t* to);
 size_t column_bytes(Format format, int64_t cols);

@@ -75,7 +75,7 @@ inline constexpr int64_t kSliceRecords = 16;
 using TileFn = void (*)(const uint8_t* w, const uint8_t* x, int64_t cols, float* out, int64_t ldo,
                         bool accumulate);
 // The same for n_tiles (1 to kTilesPerBlock) consecutive tiles and n_groups consecutive groups of
-// kMaxColumns.
+// kMaxColumns; the bits are the same.
 using BlockFn = void (*)(const uint8_t* w, int64_t n_tiles, const uint8_t* x, int64_t n_groups,
                          int64_t cols, float* out, int64_t ldo, bool accumulate);
 
@@ -94,8 +94,8 @@ struct Kernels {
   size_t (*column_bytes)(Format format, int64_t cols);
   // For groups of n columns.
   TileFn (*tile)(Format format, int n);
-  // Null where nothing is better than tile by tile; the bits are the same.
-  BlockFn (*block)(Format format);
+  // For n_groups groups of kMaxColumns; null where nothing is better than tile by tile.
+  BlockFn (*block)(Format format, int64_t n_groups);
 
   void (*attention)(const AttentionJob& job);
   void (*rms_norm)(const float* x, const float* w, double eps, int64_t n, float* y);

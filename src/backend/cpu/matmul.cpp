@@ -242,7 +242,7 @@ TileFn tile(Format format, int n) {
   return tiles[static_cast<int>(format)][__builtin_ctz(static_cast<unsigned>(n))];
 }
 
-BlockFn block(Format) {
+BlockFn block(Format, int64_t) {
   return nullptr;
 }
 

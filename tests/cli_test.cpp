@@ -24,8 +24,9 @@ using testing::Process;
 using testing::run_program;
 using testing::TemporaryFolder;
 
-const std::vector<std::string> kCommands = {"chat",     "generate", "tokenize",   "info", "convert",
-                                            "quantize", "logits",   "perplexity", "init", "bench"};
+const std::vector<std::string> kCommands = {"chat",    "generate", "tokenize", "info",
+                                            "convert", "quantize", "logits",   "perplexity",
+                                            "init",    "prepare",  "bench"};
 
 bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
@@ -94,6 +95,7 @@ TEST_F(Cli, FlagsThatScriptsRelyOn) {
       {"perplexity", {"-m,--model", "--file", "--context"}},
       {"init", {"--preset", "--seed", "--out"}},
       {"quantize", {"--type"}},
+      {"prepare", {"--tokenizer", "--out", "--field", "--filter", "--part", "--json"}},
       {"bench", {"-m,--model", "--json"}}};
   for (const auto& [command, names] : flags)
     for (const std::string& name : names)

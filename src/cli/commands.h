@@ -22,6 +22,7 @@ Action info(Options& options);
 Action logits(Options& options);
 Action perplexity(Options& options);
 Action init(Options& options);
+Action prepare(Options& options);
 Action pretrain(Options& options);
 Action bench(Options& options);
 

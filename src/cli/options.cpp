@@ -162,7 +162,9 @@ void Options::add(bool& value, const Option& option) {
 
 void Options::add(std::vector<std::string>& values, const Option& option) {
   declare(values, option, "TEXT");
-  parser_->app.get_options().back()->expected(1)->take_all();
+  // An option takes one value each time it is given; arguments by position are all that stand there.
+  CLI::Option* last = parser_->app.get_options().back();
+  last->expected(option.flags.starts_with('-') ? 1 : -1)->take_all();
 }
 
 void Options::example(std::string_view command, std::string_view effect) {

@@ -176,7 +176,13 @@ void Options::add(bool& value, const Option& option) {
 
 void Options::add(std::vector<std::string>& values, const Option& option) {
   declare(values, option, "TEXT");
-  parser_->app.get_options().back()->expected(1)->take_all();
+  CLI::Option* declared = parser_->app.get_options().back();
+  if (option.flags.starts_with('-')) {
+    declared->expected(1)->take_all();
+  } else {
+    declared->expected(1, CLI::detail::expected_max_vector_size);
+    lines_.back().positional += "...";
+  }
 }
 
 void Options::example(std::string_view command, std::string_view effect) {

@@ -24,9 +24,9 @@ using testing::Process;
 using testing::run_program;
 using testing::TemporaryFolder;
 
-const std::vector<std::string> kCommands = {"chat",    "generate", "tokenize", "info",
-                                            "convert", "quantize", "logits",   "perplexity",
-                                            "init",    "prepare",  "bench"};
+const std::vector<std::string> kCommands = {
+    "chat",       "generate", "tokenize", "info",     "convert",   "quantize", "logits",
+    "perplexity", "init",     "prepare",  "pretrain", "tokenizer", "bench"};
 
 bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
@@ -92,6 +92,7 @@ TEST_F(Cli, FlagsThatScriptsRelyOn) {
         "--ids", "--json", "--isa", "--kv-type"}},
       {"logits", {"-m,--model", "--ids", "--out", "--threads", "--isa", "--kv-type"}},
       {"tokenize", {"-m,--model", "--file", "--ids", "--lines"}},
+      {"tokenizer", {"train", "--vocab-size", "--out", "--json"}},
       {"perplexity", {"-m,--model", "--file", "--context"}},
       {"init", {"--preset", "--seed", "--out"}},
       {"quantize", {"--type"}},
@@ -111,6 +112,9 @@ TEST_F(Cli, WrongUsageIsTwoAndSaysWhatWasMeant) {
       {{"generate", "-m", model(), "--temperature", "-1"}, "--temperature"},
       {{"generate", "-m", model(), "--ids", "1,x"}, "--ids"},
       {{"generate", "-m", model(), "--ids", "1", "-p", "a"}, "one prompt"},
+      {{"tokenizer", "trian", "a", "--out", "b"}, "did you mean train?"},
+      {{"tokenizer", "train", "a", "--out", "b", "--vocab-size", "259"}, "--vocab-size"},
+      {{"tokenizer", "train", "--out", "b"}, "INPUT"},
       {{"quantize", "a", "b", "--type", "q4"}, "did you mean q4_0?"},
       {{"logits", "-m", model(), "--ids", "1"}, "--out"},
       {{"init", "--preset", "tinyllama-1.1", "--out", path("x")}, "did you mean tinyllama-1.1b?"}};
@@ -237,6 +241,63 @@ TEST_F(Cli, TokenizeLineByLine) {
   EXPECT_EQ(run_program({"tokenize", "-m", model(), "--decode", "259,260,261"}).out, "ab\n");
   const Finished as_json = run_program({"tokenize", "-m", model(), "-p", "ab", "--json", "--bos"});
   EXPECT_EQ(json::parse(as_json.out).at("ids"), json({1, 259, 260, 261}));
+}
+
+TEST_F(Cli, TokenizerTrainMakesATokenizer) {
+  std::filesystem::create_directories(path("texts/more"));
+  std::ofstream(path("texts/a.txt")) << "the cat sat on the mat\nthe cat\n";
+  std::ofstream(path("texts/more/b.txt")) << "the dog sat on the cat\n";
+  std::ofstream(path("texts/ignored.bin")) << "zzzzzzzzzz\n";
+  const auto train = [](std::vector<std::string> arguments, const std::string& input = "") {
+    arguments.insert(arguments.begin(),
+                     {"tokenizer", "train", "--vocab-size", "286", "--character-coverage", "1"});
+    return run_program(arguments, input);
+  };
+  const std::string out = path("trained.model");
+  const Finished made = train({"--out", out, "--json", path("texts"), "--threads", "1"});
+  ASSERT_EQ(made.code, 0) << made.err;
+  const json summary = json::parse(made.out);
+  EXPECT_EQ(summary.at("pieces"), 286);
+  EXPECT_EQ(summary.at("lines"), 3);
+  EXPECT_EQ(summary.at("bytes"), 22 + 7 + 22);
+  EXPECT_EQ(summary.at("words"), 14);
+  const std::string file = read_text_file(out);
+
+  // The same from any number of threads, from files one by one, and from standard input.
+  ASSERT_EQ(train({"--out", out, path("texts"), "--threads", "3"}).code, 0);
+  EXPECT_EQ(read_text_file(out), file);
+  ASSERT_EQ(train({"--out", out, path("texts/a.txt"), "-"}, "the dog sat on the cat\n").code, 0);
+  EXPECT_EQ(read_text_file(out), file);
+  const Finished part =
+      train({"--out", path("part"), path("texts"), "--max-bytes", "31", "--json"});
+  EXPECT_EQ(part.code, 1) << "that is the first file alone";
+  EXPECT_TRUE(contains(part.err, "gives only")) << part.err;
+  EXPECT_FALSE(std::filesystem::exists(path("part")));
+
+  const Finished table = run_program({"tokenize", "-m", out, "-p", "the cat", "--json"});
+  ASSERT_EQ(table.code, 0) << table.err;
+  EXPECT_EQ(json::parse(table.out).at("count"), 2);
+}
+
+TEST_F(Cli, TokenizerTrainFailsClearlyAndLeavesNothing) {
+  std::ofstream(path("kept.model")) << "old";
+  std::ofstream(path("latin1.txt")) << "caf\xE9 caf\xE9\n";
+  std::filesystem::create_directories(path("nothing"));
+  std::ofstream(path("empty.txt"));
+  const std::vector<std::pair<std::string, std::string>> cases = {
+      {path("absent.txt"), "absent.txt"},
+      {path("empty.txt"), "the corpus has no text"},
+      {path("nothing"), "no .txt file"},
+      {path("latin1.txt"), "2 of its bytes are not UTF-8"}};
+  for (const auto& [input, message] : cases) {
+    const Finished done = run_program({"tokenizer", "train", "--out", path("kept.model"), input});
+    EXPECT_EQ(done.code, 1);
+    EXPECT_TRUE(contains(done.err, message)) << done.err;
+    EXPECT_EQ(read_text_file(path("kept.model")), "old");
+  }
+  const Finished unwritable =
+      run_program({"tokenizer", "train", "--out", path("no/folder.model"), path("empty.txt")});
+  EXPECT_TRUE(contains(unwritable.err, "no/folder.model")) << unwritable.err;
 }
 
 TEST_F(Cli, ConvertThereAndBackLosesNothing) {

@@ -16,6 +16,7 @@ using Action = std::function<void(Output& out)>;
 Action chat(Options& options);
 Action generate(Options& options);
 Action tokenize(Options& options);
+Action tokenizer(Options& options);
 Action convert(Options& options);
 Action quantize(Options& options);
 Action info(Options& options);

@@ -131,7 +131,7 @@ void ProgressBar::clear() {
 
 std::string ProgressBar::amount(double n) const {
   return unit_ == Unit::bytes ? human_bytes(static_cast<uint64_t>(n))
-                              : fmt::format("{:.0f} tokens", n);
+                              : fmt::format("{:.0f}{}", n, unit_ == Unit::tokens ? " tokens" : "");
 }
 
 void ProgressBar::update(std::string_view what, uint64_t done, uint64_t total) {

@@ -68,7 +68,7 @@ class InterruptGuard {
 // stopped.
 class ProgressBar {
  public:
-  enum class Unit { bytes, tokens };
+  enum class Unit { bytes, tokens, count };
   explicit ProgressBar(Unit unit = Unit::bytes) : unit_(unit) {}
   ~ProgressBar() { clear(); }
   ProgressBar(const ProgressBar&) = delete;

@@ -25,6 +25,7 @@ constexpr Command kCommands[] = {
     {"chat", chat, "Talk to a model"},
     {"generate", generate, "Continue a prompt"},
     {"tokenize", tokenize, "Turn text into token ids, and back"},
+    {"tokenizer", tokenizer, "Make a tokenizer from texts: tokenizer train"},
     {"info", info, "Show what a model is and what it needs"},
     {"convert", convert, "Convert a model to a Hugging Face folder or a GGUF file"},
     {"quantize", quantize, "Write a smaller GGUF file: 4 or 8 bits a weight"},

@@ -48,7 +48,8 @@ class Options {
   void add(std::optional<int>& value, const Option& option);
   void add(std::optional<uint64_t>& value, const Option& option);
   void add(std::optional<double>& value, const Option& option);
-  void add(std::vector<std::string>& values, const Option& option);  // may be given again
+  // May be given again; by position, takes all that is left.
+  void add(std::vector<std::string>& values, const Option& option);
 
   // Options declared from here on stand under this title in --help.
   void group(std::string title) { group_ = std::move(title); }

@@ -96,8 +96,8 @@ void run(const PretrainOptions& o, Output& out) {
     if (watch.seconds() - printed >= 1 || trainer.done()) {
       printed = watch.seconds();
       const double mfu = tokens_per_s * trainer.plan().flops_per_token / (peak * 1e9);
-      const double eta = printed / static_cast<double>(step.step - first) *
-                         static_cast<double>(steps - step.step);
+      const double eta =
+          printed / static_cast<double>(step.step - first) * static_cast<double>(steps - step.step);
       out.print(
           "step {}/{}  loss {:.4f}  lr {:.2e}  |g| {:.3f}  {:.0f} tokens/s  MFU {:.0f} %  {} "
           "left\n",
@@ -105,8 +105,8 @@ void run(const PretrainOptions& o, Output& out) {
           duration(eta));
       out.flush();
     }
-    const bool due = recipe.output.checkpoint_every > 0 &&
-                     step.step % recipe.output.checkpoint_every == 0;
+    const bool due =
+        recipe.output.checkpoint_every > 0 && step.step % recipe.output.checkpoint_every == 0;
     if (due || checkpoint_wanted != 0 || trainer.done() || InterruptGuard::interrupted()) {
       checkpoint_wanted = 0;
       metrics.flush();
@@ -128,7 +128,8 @@ void run(const PretrainOptions& o, Output& out) {
 
 Action pretrain(Options& options) {
   auto o = std::make_shared<PretrainOptions>();
-  options.add(o->recipe, {.flags = "RECIPE", .help = "A recipe: recipes/ has some", .required = true});
+  options.add(o->recipe,
+              {.flags = "RECIPE", .help = "A recipe: recipes/ has some", .required = true});
   options.add(o->set, {.flags = "--set",
                        .help = "Another value for a key of the recipe: train.steps=100",
                        .placeholder = "KEY=VALUE"});

@@ -170,7 +170,7 @@ void put_float(std::string& out, uint64_t number, float value) {
   out.append(bytes.data(), bytes.size());
 }
 
-std::string trainer_message(const Vocab& vocab) {
+std::string trainer_message(const Vocab& vocab, const TrainingRecord* training) {
   bool byte_fallback = false;
   for (const Piece& piece : vocab.pieces) byte_fallback |= piece.type == PieceType::byte;
   const auto text_of = [&](TokenId id, const char* otherwise) {
@@ -179,6 +179,13 @@ std::string trainer_message(const Vocab& vocab) {
   std::string out;
   put_int(out, 3, static_cast<int64_t>(kBpe));
   put_int(out, 4, static_cast<int64_t>(vocab.pieces.size()));
+  if (training != nullptr) {
+    put_float(out, 10, static_cast<float>(training->character_coverage));
+    put_int(out, 20, training->max_piece_length);
+    put_int(out, 21, training->split_by_unicode_script ? 1 : 0);
+    put_int(out, 25, training->split_digits ? 1 : 0);
+    put_int(out, 26, training->allow_whitespace_only_pieces ? 1 : 0);
+  }
   put_int(out, 35, byte_fallback ? 1 : 0);
   put_int(out, 40, vocab.unk);
   put_int(out, 41, vocab.bos);
@@ -224,7 +231,7 @@ Vocab parse_sentencepiece(std::span<const std::byte> bytes, std::string_view whe
   return vocab;
 }
 
-std::string make_sentencepiece(const Vocab& vocab) {
+std::string make_sentencepiece(const Vocab& vocab, const TrainingRecord* training) {
   std::string out;
   for (const Piece& piece : vocab.pieces) {
     std::string message;
@@ -233,7 +240,7 @@ std::string make_sentencepiece(const Vocab& vocab) {
     if (piece.type != PieceType::normal) put_int(message, 3, static_cast<int64_t>(piece.type));
     put_bytes(out, 1, message);
   }
-  put_bytes(out, 2, trainer_message(vocab));
+  put_bytes(out, 2, trainer_message(vocab, training));
   std::string normalizer;
   put_bytes(normalizer, 1, "identity");
   put_bytes(normalizer, 2, "");

@@ -41,7 +41,7 @@ void fill_normal(uint64_t key, int64_t first, std::span<float> to, double deviat
 }  // namespace
 
 void fill_random_rows(const TensorSpec& spec, const Config& config, uint64_t seed, ThreadPool& pool,
-               int64_t first, int64_t n, DType dtype, std::byte* to) {
+                      int64_t first, int64_t n, DType dtype, std::byte* to) {
   const uint64_t key = hash_key(seed, fnv1a64(spec.name));
   const double deviation = weight_deviation(spec, config);
   const size_t stride = row_bytes(dtype, spec.cols);

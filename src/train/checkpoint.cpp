@@ -70,7 +70,7 @@ void read_moments(const std::string& path, Optimizer& optimizer) {
 }
 
 json as_json(const RunState& s) {
-  return {{"step", s.step}, {"position", s.position},   {"run", s.run},   {"seed", s.seed},
+  return {{"step", s.step}, {"position", s.position},   {"run", s.run},  {"seed", s.seed},
           {"isa", s.isa},   {"precision", s.precision}, {"plan", s.plan}};
 }
 

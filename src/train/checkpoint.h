@@ -18,13 +18,13 @@ namespace tinyllama {
 
 // What a run needs to go on as if it had never stopped, beside weights and moments.
 struct RunState {
-  int64_t step = 0;        // steps done
-  uint64_t position = 0;   // blocks consumed, of all ranks
-  int64_t run = 0;         // resumes so far
+  int64_t step = 0;       // steps done
+  uint64_t position = 0;  // blocks consumed, of all ranks
+  int64_t run = 0;        // resumes so far
   uint64_t seed = 0;
-  std::string isa;         // whose bits these are
+  std::string isa;  // whose bits these are
   std::string precision;
-  std::string plan;        // what must not change on resume, in words: data, batch, optimizer
+  std::string plan;  // what must not change on resume, in words: data, batch, optimizer
 
   bool operator==(const RunState&) const = default;
 };

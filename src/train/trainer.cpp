@@ -21,8 +21,10 @@ Checkpoint describe_model(const Recipe& recipe) {
   Checkpoint checkpoint;
   if (!recipe.model.init.empty()) return open_checkpoint(recipe.model.init);
   checkpoint.name = recipe.model.preset;
-  checkpoint.config = recipe.model.config.empty() ? preset(recipe.model.preset)
-                                                  : parse_hf_config(read_text_file(recipe.model.config), recipe.model.config).config;
+  checkpoint.config =
+      recipe.model.config.empty()
+          ? preset(recipe.model.preset)
+          : parse_hf_config(read_text_file(recipe.model.config), recipe.model.config).config;
   return checkpoint;
 }
 
@@ -73,16 +75,18 @@ Trainer::Trainer(const Recipe& recipe, Backend& backend, ThreadPool& pool, size_
                  bool resume, const std::function<void(const std::string&)>& warn)
     : recipe_(recipe), backend_(backend), pool_(pool), like_(describe_model(recipe)) {
   if (!resume && has_checkpoints(recipe.output.dir))
-    fail(fmt::format("[train] {} has checkpoints of a run: --resume goes on with it, or name "
-                     "another output.dir",
-                     recipe.output.dir));
+    fail(
+        fmt::format("[train] {} has checkpoints of a run: --resume goes on with it, or name "
+                    "another output.dir",
+                    recipe.output.dir));
   auto mixture = std::make_shared<const Mixture>(recipe.data.train, recipe.train.context,
                                                  recipe.data.order, recipe.train.seed);
   const auto vocab_size = static_cast<int64_t>(mixture->vocab().vocab_size);
   if (vocab_size > like_.config.vocab_size)
-    fail(fmt::format("[train] the data has a vocabulary of {} and the model one of {}: tokenize it "
-                     "with the model's tokenizer, or name another model",
-                     vocab_size, like_.config.vocab_size));
+    fail(
+        fmt::format("[train] the data has a vocabulary of {} and the model one of {}: tokenize it "
+                    "with the model's tokenizer, or name another model",
+                    vocab_size, like_.config.vocab_size));
   if (recipe.train.context > like_.config.context)
     fail(fmt::format("[train] train.context {}: the model has {} positions", recipe.train.context,
                      like_.config.context));
@@ -169,17 +173,17 @@ StepResult Trainer::step() {
   result.loss /= targets;
   result.grad_norm = gradient_norm(backend_, *gradients_);
   if (!std::isfinite(result.loss) || !std::isfinite(result.grad_norm))
-    fail(fmt::format("[train] step {}: loss {}, gradient norm {}: not finite. The checkpoints in "
-                     "{} are good; try a lower optimizer.lr or a longer warmup_steps",
-                     result.step, result.loss, result.grad_norm, recipe_.output.dir));
+    fail(
+        fmt::format("[train] step {}: loss {}, gradient norm {}: not finite. The checkpoints in "
+                    "{} are good; try a lower optimizer.lr or a longer warmup_steps",
+                    result.step, result.loss, result.grad_norm, recipe_.output.dir));
   result.lr = learning_rate(schedule_, result.step);
   optimizer_->step(*weights_, *gradients_, result.grad_norm, result.lr);
   model_->reload(weights_->checkpoint());
   loader_->next_step();
   state_.step = result.step;
   state_.position = loader_->position();
-  result.seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return result;
 }
 

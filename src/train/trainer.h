@@ -23,8 +23,8 @@ namespace tinyllama {
 struct TrainingPlan {
   int64_t parameters = 0;
   int64_t steps = 0, tokens_per_step = 0;
-  int64_t micro_batches = 0;  // in a step
-  double flops_per_token = 0;  // 6 (parameters - input embedding) + 12 layers hidden context
+  int64_t micro_batches = 0;     // in a step
+  double flops_per_token = 0;    // 6 (parameters - input embedding) + 12 layers hidden context
   Keep keep = Keep::everything;  // inputs where everything would take too much
   size_t weight_bytes = 0, gradient_bytes = 0, moment_bytes = 0, packed_bytes = 0,
          activation_bytes = 0;

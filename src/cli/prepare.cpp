@@ -11,6 +11,7 @@
 #include "base/parallel.h"
 #include "cli/commands.h"
 #include "formats/checkpoint.h"
+#include "formats/hf_folder.h"
 
 namespace tinyllama::cli {
 namespace {
@@ -110,7 +111,8 @@ void print_text(const PrepareArguments& a, const PrepareResult& result, double s
 
 void run(const PrepareArguments& a, Output& out) {
   const PrepareOptions options = options_of(a);
-  const Tokenizer tokenizer(open_vocab(a.tokenizer));
+  Vocab vocab = open_vocab(a.tokenizer);
+  const Tokenizer tokenizer(vocab);
   ThreadPool pool(a.threads);
   const Stopwatch watch;
   PrepareResult result;
@@ -128,6 +130,7 @@ void run(const PrepareArguments& a, Output& out) {
     note(fmt::format("stopped; the same command goes on behind the last shard in {}", a.out));
     throw;
   }
+  write_hf_vocab(vocab, Config().context, a.out);  // what the tokens mean goes with them
   const double seconds = watch.seconds();
   const double rate =
       static_cast<double>(result.counts.text_bytes - result.before.text_bytes) / seconds;

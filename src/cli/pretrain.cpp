@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "cli/commands.h"
 #include "train/metrics.h"
+#include "train/tensorboard.h"
 #include "train/trainer.h"
 
 namespace tinyllama::cli {
@@ -82,7 +83,8 @@ void run(const PretrainOptions& o, Output& out) {
   if (o.plan_only) return;
 
   std::filesystem::create_directories(recipe.output.dir);
-  MetricsLog metrics(recipe.output.dir, trainer.state().step);
+  MetricsFile metrics(recipe.output.dir + "/metrics.jsonl", trainer.state().step);
+  EventFile events(recipe.output.dir + "/tensorboard", trainer.state().step);
   if (trainer.state().step > 0) out.print("resumed after step {}\n", trainer.state().step);
   std::signal(SIGUSR1, on_usr1);
   const Stopwatch watch;
@@ -92,7 +94,20 @@ void run(const PretrainOptions& o, Output& out) {
   while (!trainer.done() && !InterruptGuard::interrupted()) {
     const StepResult step = trainer.step();
     const double tokens_per_s = static_cast<double>(step.tokens) / step.seconds;
-    metrics.add({step.step, step.loss, step.lr, step.grad_norm, tokens_per_s, trainer.state().run});
+    const bool due =
+        recipe.output.checkpoint_every > 0 && step.step % recipe.output.checkpoint_every == 0;
+    std::optional<double> validation;
+    if (due || trainer.done()) validation = trainer.validate();
+    metrics.write(
+        {step.step, step.loss, step.lr, step.grad_norm, tokens_per_s, metrics.run(), validation});
+    events.write(step.step, {{"train/loss", step.loss},
+                             {"train/lr", step.lr},
+                             {"train/grad_norm", step.grad_norm},
+                             {"train/tokens_per_s", tokens_per_s}});
+    if (validation) {
+      events.write(step.step, {{"validation/loss", *validation}});
+      out.print("step {}  validation loss {:.4f}\n", step.step, *validation);
+    }
     if (watch.seconds() - printed >= 1 || trainer.done()) {
       printed = watch.seconds();
       const double mfu = tokens_per_s * trainer.plan().flops_per_token / (peak * 1e9);
@@ -105,11 +120,9 @@ void run(const PretrainOptions& o, Output& out) {
           duration(eta));
       out.flush();
     }
-    const bool due =
-        recipe.output.checkpoint_every > 0 && step.step % recipe.output.checkpoint_every == 0;
     if (due || checkpoint_wanted != 0 || trainer.done() || InterruptGuard::interrupted()) {
       checkpoint_wanted = 0;
-      metrics.flush();
+      metrics.sync();
       trainer.save();
       saved = step.step;
     }

@@ -246,16 +246,16 @@ void write_hf_folder(const Checkpoint& from, const FillRows& fill, const std::st
   write_text(folder.path() + "/config.json", make_hf_config(from.config, vocab, dtype));
   write_text(folder.path() + "/generation_config.json",
              make_generation_config(from.generation, vocab));
-  if (vocab != nullptr) {
-    write_text(folder.path() + "/tokenizer.json", make_tokenizer_json(*vocab));
-    // A tokenizer.model has scores only; merges that scores cannot say are left to tokenizer.json.
-    if (vocab->merges.empty())
-      write_text(folder.path() + "/tokenizer.model", make_sentencepiece(*vocab));
-    write_text(folder.path() + "/tokenizer_config.json",
-               make_tokenizer_config(*vocab, from.config.context));
-    write_text(folder.path() + "/special_tokens_map.json", make_special_tokens_map(*vocab));
-  }
+  if (vocab != nullptr) write_hf_vocab(*vocab, from.config.context, folder.path());
   folder.commit();
+}
+
+void write_hf_vocab(const Vocab& vocab, int64_t context, const std::string& folder) {
+  write_text(folder + "/tokenizer.json", make_tokenizer_json(vocab));
+  // A tokenizer.model has scores only; merges that scores cannot say are left to tokenizer.json.
+  if (vocab.merges.empty()) write_text(folder + "/tokenizer.model", make_sentencepiece(vocab));
+  write_text(folder + "/tokenizer_config.json", make_tokenizer_config(vocab, context));
+  write_text(folder + "/special_tokens_map.json", make_special_tokens_map(vocab));
 }
 
 void write_hf_folder(const Checkpoint& from, const FillRows& fill, const std::string& path,

@@ -16,6 +16,9 @@ Checkpoint open_hf_folder(const std::string& folder, const std::string& weights)
 // in.
 std::optional<Vocab> open_hf_vocab(const std::string& folder);
 
+// The tokenizer's files alone, into a folder that exists; `context`: the model's, in positions.
+void write_hf_vocab(const Vocab& vocab, int64_t context, const std::string& folder);
+
 // What transformers puts into one weight file at most, in bytes.
 inline constexpr uint64_t kMaxShard = 5'000'000'000;
 

@@ -29,7 +29,7 @@ KvCache one_layer_cache(Backend& backend, Config config, DType type, int64_t row
 }  // namespace
 
 Backward::Backward(const Llama& model, const Batch& batch, Forward& forward,
-                   Activations& activations, Parameters& gradients)
+                   Activations& activations, Parameters* gradients)
     : model_(model),
       batch_(batch),
       forward_(forward),
@@ -37,15 +37,18 @@ Backward::Backward(const Llama& model, const Batch& batch, Forward& forward,
       gradients_(gradients),
       backend_(model.backend()),
       training_(backend_.training()) {
-  TL_CHECK(a_.keep() != Keep::nothing && gradients.config() == model.config());
+  TL_CHECK(a_.keep() != Keep::nothing);
+  TL_CHECK(gradients == nullptr || gradients->config() == model.config());
 }
 
 void Backward::run(std::span<const int32_t> targets, double scale, std::span<float> losses) {
   const int64_t rows = batch_.rows();
   TL_CHECK(static_cast<int64_t>(targets.size()) == rows && losses.size() == targets.size());
   head(targets, scale);
-  for (int64_t index = model_.config().n_layers - 1; index >= 0; index--) layer(index);
-  embed();
+  if (gradients_ != nullptr) {
+    for (int64_t index = model_.config().n_layers - 1; index >= 0; index--) layer(index);
+    embed();
+  }
   backend_.copy_to_host(a_.losses_.data, reinterpret_cast<std::byte*>(losses.data()),
                         losses.size_bytes());
 }
@@ -66,9 +69,10 @@ void Backward::head(std::span<const int32_t> targets, double scale) {
     backend_.norm_linear(x, w.norm, c.norm_eps, *w.head, normed, logits);
     training_.cross_entropy(
         logits, targets.subspan(static_cast<size_t>(row), static_cast<size_t>(n)), scale, losses);
-    training_.linear_weight(logits, normed, gradients_.head);
+    if (gradients_ == nullptr) continue;
+    training_.linear_weight(logits, normed, gradients_->head);
     training_.linear_input(*w.head, logits, normed);
-    training_.rms_norm_backward(x, w.norm, c.norm_eps, normed, dx, gradients_.norm);
+    training_.rms_norm_backward(x, w.norm, c.norm_eps, normed, dx, gradients_->norm);
   }
 }
 
@@ -76,7 +80,7 @@ void Backward::layer(int64_t index) {
   if (a_.keep() == Keep::inputs) forward_.repeat(index);
   const Config& c = model_.config();
   const LayerWeights& w = model_.weights().layers[static_cast<size_t>(index)];
-  const LayerParameters& g = gradients_.layers[static_cast<size_t>(index)];
+  const LayerParameters& g = gradients_->layers[static_cast<size_t>(index)];
   const LayerActivations& a = a_.layers_[static_cast<size_t>(index)];
 
   const int64_t rows = batch_.rows();
@@ -115,7 +119,7 @@ void Backward::layer(int64_t index) {
 }
 
 void Backward::embed() {
-  training_.embed_backward(view(a_.dx_, batch_.rows(), model_.config().hidden), gradients_.embed);
+  training_.embed_backward(view(a_.dx_, batch_.rows(), model_.config().hidden), gradients_->embed);
 }
 
 TrainingPass::TrainingPass(Backend& backend, const Config& config, int64_t max_rows,
@@ -157,6 +161,17 @@ Batch TrainingPass::batch_of(std::span<const int32_t> tokens,
 double TrainingPass::run(const Llama& model, std::span<const int32_t> tokens,
                          std::span<const int64_t> documents, std::span<const int32_t> targets,
                          double scale, Parameters& gradients) {
+  return run(model, tokens, documents, targets, scale, &gradients);
+}
+
+double TrainingPass::loss(const Llama& model, std::span<const int32_t> tokens,
+                          std::span<const int64_t> documents, std::span<const int32_t> targets) {
+  return run(model, tokens, documents, targets, 1, nullptr);
+}
+
+double TrainingPass::run(const Llama& model, std::span<const int32_t> tokens,
+                         std::span<const int64_t> documents, std::span<const int32_t> targets,
+                         double scale, Parameters* gradients) {
   const int64_t vocab = model.config().vocab_size;
   const auto rows = static_cast<int64_t>(tokens.size());
   if (rows < 1 || rows > activations_.max_rows() || targets.size() != tokens.size()) {

@@ -13,11 +13,11 @@ namespace tinyllama {
 
 // The loss and the gradients of a pass that has run up to its head (Forward::run(n_layers)) with
 // activations that keep: construct once, then run() once. Uses up what was kept. Arguments as in
-// TrainingPass::run; everything given must outlive it.
+// TrainingPass::run; everything given must outlive it. Without `gradients`, the loss alone.
 class Backward {
  public:
   Backward(const Llama& model, const Batch& batch, Forward& forward, Activations& activations,
-           Parameters& gradients);
+           Parameters* gradients);
 
   // `losses` (rows), on the host.
   void run(std::span<const int32_t> targets, double scale, std::span<float> losses);
@@ -31,7 +31,7 @@ class Backward {
   const Batch& batch_;
   Forward& forward_;
   Activations& a_;
-  Parameters& gradients_;
+  Parameters* gradients_;
   Backend& backend_;
   TrainingOps& training_;
 };
@@ -54,12 +54,18 @@ class TrainingPass {
   double run(const Llama& model, std::span<const int32_t> tokens,
              std::span<const int64_t> documents, std::span<const int32_t> targets, double scale,
              Parameters& gradients);
+  // The sum of the losses alone.
+  double loss(const Llama& model, std::span<const int32_t> tokens,
+              std::span<const int64_t> documents, std::span<const int32_t> targets);
 
   // Losses of the last run's rows, 0 where ignored.
   std::span<const float> losses() const { return losses_; }
   size_t bytes() const { return cache_.bytes() + activations_.bytes(); }
 
  private:
+  double run(const Llama& model, std::span<const int32_t> tokens,
+             std::span<const int64_t> documents, std::span<const int32_t> targets, double scale,
+             Parameters* gradients);
   // Segments over blocks of the cache, every row with logits.
   Batch batch_of(std::span<const int32_t> tokens, std::span<const int64_t> documents) const;
 

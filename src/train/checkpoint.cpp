@@ -70,7 +70,7 @@ void read_moments(const std::string& path, Optimizer& optimizer) {
 }
 
 json as_json(const RunState& s) {
-  return {{"step", s.step}, {"position", s.position},   {"run", s.run},  {"seed", s.seed},
+  return {{"step", s.step}, {"position", s.position},   {"seed", s.seed},
           {"isa", s.isa},   {"precision", s.precision}, {"plan", s.plan}};
 }
 
@@ -78,7 +78,6 @@ RunState state_of(const json& j) {
   RunState s;
   j.at("step").get_to(s.step);
   j.at("position").get_to(s.position);
-  j.at("run").get_to(s.run);
   j.at("seed").get_to(s.seed);
   j.at("isa").get_to(s.isa);
   j.at("precision").get_to(s.precision);

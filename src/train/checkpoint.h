@@ -20,7 +20,6 @@ namespace tinyllama {
 struct RunState {
   int64_t step = 0;       // steps done
   uint64_t position = 0;  // blocks consumed, of all ranks
-  int64_t run = 0;        // resumes so far
   uint64_t seed = 0;
   std::string isa;  // whose bits these are
   std::string precision;

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <filesystem>
@@ -9,6 +10,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "formats/hf_config.h"
+#include "formats/hf_folder.h"
 #include "model/random_weights.h"
 
 namespace tinyllama {
@@ -26,6 +28,26 @@ Checkpoint describe_model(const Recipe& recipe) {
           ? preset(recipe.model.preset)
           : parse_hf_config(read_text_file(recipe.model.config), recipe.model.config).config;
   return checkpoint;
+}
+
+// Takes the data's tokenizer for a model that brings none, and its size for one of random weights.
+// Throws Error when the two are not the same.
+void settle_vocab(const Recipe& recipe, const Mixture& data, Checkpoint& model) {
+  const ShardVocab& meant = data.vocab();
+  const std::string& folder = data.folder(0).path();
+  if (!model.vocab && std::filesystem::is_directory(folder)) model.vocab = open_hf_vocab(folder);
+  if (model.vocab && meant.fingerprint != 0 && vocab_fingerprint(*model.vocab) != meant.fingerprint)
+    fail(
+        fmt::format("[train] {} was tokenized by another tokenizer than {} has: prepare it with "
+                    "the model's",
+                    folder, recipe.model.init));
+  const auto size = static_cast<int64_t>(meant.vocab_size);
+  if (!recipe.model.preset.empty() && size > 0) model.config.vocab_size = size;
+  if (size > model.config.vocab_size)
+    fail(
+        fmt::format("[train] {} has a vocabulary of {} and the model one of {}: prepare it with "
+                    "the model's tokenizer, or name another model",
+                    folder, size, model.config.vocab_size));
 }
 
 void fill_weights(const Recipe& recipe, const Checkpoint& like, ThreadPool& pool,
@@ -81,17 +103,20 @@ Trainer::Trainer(const Recipe& recipe, Backend& backend, ThreadPool& pool, size_
                     recipe.output.dir));
   auto mixture = std::make_shared<const Mixture>(recipe.data.train, recipe.train.context,
                                                  recipe.data.order, recipe.train.seed);
-  const auto vocab_size = static_cast<int64_t>(mixture->vocab().vocab_size);
-  if (vocab_size > like_.config.vocab_size)
-    fail(
-        fmt::format("[train] the data has a vocabulary of {} and the model one of {}: tokenize it "
-                    "with the model's tokenizer, or name another model",
-                    vocab_size, like_.config.vocab_size));
+  settle_vocab(recipe, *mixture, like_);
   if (recipe.train.context > like_.config.context)
     fail(fmt::format("[train] train.context {}: the model has {} positions", recipe.train.context,
                      like_.config.context));
   plan(memory);
   loader_ = std::make_unique<Loader>(std::move(mixture), recipe.loader());
+  if (!recipe.data.validation.empty()) {
+    auto held_out =
+        std::make_shared<const Mixture>(std::vector<MixtureSource>{{recipe.data.validation, 1}},
+                                        recipe.train.context, Order::sequential, 0);
+    LoaderOptions options = recipe.loader();
+    options.blocks_per_step = options.micro_batch;
+    validation_ = std::make_unique<Loader>(std::move(held_out), options);
+  }
   schedule_ = recipe.schedule();
   weights_ = std::make_unique<Parameters>(backend, like_.config);
   gradients_ = std::make_unique<Parameters>(backend, like_.config);
@@ -108,7 +133,6 @@ Trainer::Trainer(const Recipe& recipe, Backend& backend, ThreadPool& pool, size_
       warn(fmt::format("the run began on {} and goes on on {}: other roundings", state->isa,
                        backend.name()));
     state_ = *state;
-    state_.run++;
   } else {
     fill_weights(recipe, like_, pool, *weights_);
     state_.plan = plan;
@@ -157,15 +181,19 @@ void Trainer::make_pass(int64_t max_documents) {
                                          max_documents, plan_.keep);
 }
 
+void Trainer::read(const Loader& loader, int64_t i) {
+  loader.read(i, micro_);
+  const auto documents = static_cast<int64_t>(micro_.documents.size());
+  if (documents > max_documents_) make_pass(2 * documents);
+}
+
 StepResult Trainer::step() {
   const auto begin = std::chrono::steady_clock::now();
   StepResult result;
   result.step = state_.step + 1;
   const double targets = static_cast<double>(loader_->step_targets());
   for (int64_t i = 0; i < loader_->micro_batches(); i++) {
-    loader_->read(i, micro_);
-    const auto documents = static_cast<int64_t>(micro_.documents.size());
-    if (documents > max_documents_) make_pass(2 * documents);
+    read(*loader_, i);
     result.loss += pass_->run(*model_, micro_.tokens, micro_.documents, micro_.targets, 1 / targets,
                               *gradients_);
     result.tokens += std::ssize(micro_.tokens);
@@ -185,6 +213,22 @@ StepResult Trainer::step() {
   state_.position = loader_->position();
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return result;
+}
+
+std::optional<double> Trainer::validate() {
+  if (!validation_) return std::nullopt;
+  const auto blocks =
+      std::min(validation_->mixture().n_blocks(0),
+               static_cast<uint64_t>(kValidationTokens / recipe_.train.context + 1));
+  double sum = 0;
+  int64_t targets = 0;
+  for (validation_->seek(0); validation_->position() < blocks; validation_->next_step()) {
+    read(*validation_, 0);
+    sum += pass_->loss(*model_, micro_.tokens, micro_.documents, micro_.targets);
+    targets += std::ssize(micro_.targets) -
+               std::count(micro_.targets.begin(), micro_.targets.end(), kNoTarget);
+  }
+  return sum / static_cast<double>(std::max<int64_t>(1, targets));
 }
 
 void Trainer::save() {

@@ -42,6 +42,8 @@ struct StepResult {
   int64_t tokens = 0;
 };
 
+inline constexpr int64_t kValidationTokens = 1 << 17;
+
 class Trainer {
  public:
   // Reads the model that the recipe names, or makes one of random weights, and, with `resume`, the
@@ -60,12 +62,17 @@ class Trainer {
   // The next step. Throws Error when loss or gradients are not finite; weights and checkpoints are
   // then those of the step before.
   StepResult step();
+  // The mean loss over the validation data, at most kValidationTokens of it from its beginning;
+  // nothing where the recipe names none.
+  std::optional<double> validate();
   // Writes a checkpoint of where the run stands.
   void save();
 
  private:
   void plan(size_t memory);
   void make_pass(int64_t max_documents);
+  // Micro-batch i into micro_, with a pass that takes its documents.
+  void read(const Loader& loader, int64_t i);
 
   Recipe recipe_;
   Backend& backend_;
@@ -77,7 +84,7 @@ class Trainer {
   TrainingPlan plan_;
   std::unique_ptr<TrainingPass> pass_;
   int64_t max_documents_ = 0;
-  std::unique_ptr<Loader> loader_;
+  std::unique_ptr<Loader> loader_, validation_;
   Schedule schedule_;
   RunState state_;
   MicroBatch micro_;

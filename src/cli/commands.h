@@ -23,5 +23,6 @@ Action logits(Options& options);
 Action perplexity(Options& options);
 Action init(Options& options);
 Action bench(Options& options);
+Action plot(Options& options);
 
 }  // namespace tinyllama::cli

@@ -31,6 +31,7 @@ constexpr Command kCommands[] = {
     {"logits", logits, "Write the logits of given tokens, for verification"},
     {"perplexity", perplexity, "Measure how well a model predicts a text"},
     {"init", init, "Make a model of random weights"},
+    {"plot", plot, "Draw the curves of training runs"},
     {"bench", bench, "Measure this machine and a model on it"},
 };
 

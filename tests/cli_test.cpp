@@ -26,7 +26,7 @@ using testing::TemporaryFolder;
 
 const std::vector<std::string> kCommands = {
     "chat",       "generate", "tokenize", "info",     "convert",   "quantize", "logits",
-    "perplexity", "init",     "prepare",  "pretrain", "tokenizer", "bench"};
+    "perplexity", "init",     "prepare",  "pretrain", "tokenizer", "plot",     "bench"};
 
 bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
@@ -456,6 +456,24 @@ TEST_F(Cli, TheModelOfTheEnvironmentAndOfTheCache) {
                 {"TINYLLAMA_MODEL=", "XDG_CACHE_HOME=" + path("cache")});
   EXPECT_EQ(found.finish(), 0) << found.errors;
   EXPECT_EQ(json::parse(found.output).at("path"), cached);
+}
+
+TEST_F(Cli, PlotsRunsSideBySide) {
+  for (const char* name : {"one", "two", "three"}) {
+    std::filesystem::create_directory(path(name));
+    std::ofstream(path(name) + "/metrics.jsonl")
+        << "{\"step\":1,\"loss\":3,\"lr\":0.1,\"grad_norm\":1,\"tokens_per_s\":9,\"run\":0}\n";
+  }
+  const Finished plotted = run_program({"plot", path("one"), path("two") + "/",
+                                        path("three") + "/metrics.jsonl", "-o", path("plot.html")});
+  EXPECT_EQ(plotted.code, 0) << plotted.err;
+  EXPECT_TRUE(contains(plotted.out, "3 runs, 3 steps")) << plotted.out;
+  EXPECT_TRUE(contains(read_text_file(path("plot.html")), path("two") + "</td>"));
+
+  const Finished absent = run_program({"plot", path("none"), "-o", path("absent.html")});
+  EXPECT_EQ(absent.code, 1);
+  EXPECT_TRUE(contains(absent.err, "want the output folder of a training run")) << absent.err;
+  EXPECT_FALSE(std::filesystem::exists(path("absent.html")));
 }
 
 TEST_F(Cli, ChatFromAPipe) {

@@ -26,5 +26,6 @@ Action init(Options& options);
 Action prepare(Options& options);
 Action pretrain(Options& options);
 Action bench(Options& options);
+Action plot(Options& options);
 
 }  // namespace tinyllama::cli

@@ -34,6 +34,7 @@ constexpr Command kCommands[] = {
     {"init", init, "Make a model of random weights"},
     {"prepare", prepare, "Turn a corpus into packed tokens, for training"},
     {"pretrain", pretrain, "Train a model from tokens, by a recipe"},
+    {"plot", plot, "Draw the curves of training runs"},
     {"bench", bench, "Measure this machine and a model on it"},
 };
 

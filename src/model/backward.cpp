@@ -66,7 +66,7 @@ void Backward::head(std::span<const int32_t> targets, double scale) {
     backend_.norm_linear(x, w.norm, c.norm_eps, *w.head, normed, logits);
     training_.cross_entropy(
         logits, targets.subspan(static_cast<size_t>(row), static_cast<size_t>(n)), scale, losses);
-    training_.linear_weight(logits, normed, gradients_.head);
+    training_.linear_weight(*w.head, logits, normed, gradients_.head);
     training_.linear_input(*w.head, logits, normed);
     training_.rms_norm_backward(x, w.norm, c.norm_eps, normed, dx, gradients_.norm);
   }
@@ -95,21 +95,21 @@ void Backward::layer(int64_t index) {
 
   // x += W_down (silu(W_gate norm(x)) * W_up norm(x))
   backend_.swiglu(gate_up, activated);
-  training_.linear_weight(dx, activated, g.down);
+  training_.linear_weight(*w.down, dx, activated, g.down);
   training_.linear_input(*w.down, dx, activated);
   training_.swiglu_backward(activated, gate_up);
   backend_.rms_norm(middle, w.mlp_norm, c.norm_eps, normed);
-  training_.linear_weight(gate_up, normed, g.gate_up);
+  training_.linear_weight(*w.gate_up, gate_up, normed, g.gate_up);
   training_.linear_input(*w.gate_up, gate_up, normed);
   training_.rms_norm_backward(middle, w.mlp_norm, c.norm_eps, normed, dx, g.mlp_norm);
 
   // x += W_o attention(rope(W_qkv norm(x)))
-  training_.linear_weight(dx, attended, g.output);
+  training_.linear_weight(*w.output, dx, attended, g.output);
   training_.linear_input(*w.output, dx, d_attended);
   training_.attention_backward(qkv, c.n_heads, {c.n_kv_heads, c.head_dim, DType::f32}, attended,
                                softmax, d_attended, dqkv);
   backend_.rms_norm(x, w.attention_norm, c.norm_eps, normed);
-  training_.linear_weight(dqkv, normed, g.qkv);
+  training_.linear_weight(*w.qkv, dqkv, normed, g.qkv);
   training_.linear_input(*w.qkv, dqkv, normed);
   training_.rms_norm_backward(x, w.attention_norm, c.norm_eps, normed, dx, g.attention_norm);
 }

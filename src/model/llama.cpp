@@ -23,8 +23,13 @@ bool within(const std::byte* p, const std::byte* begin, size_t size) {
 // Packs tensor after tensor, and gives the pages that were read back to the system.
 class Loader {
  public:
-  Loader(Backend& backend, const Checkpoint& checkpoint, Weights& weights, const Progress& progress)
-      : backend_(backend), checkpoint_(checkpoint), weights_(weights), progress_(progress) {
+  Loader(Backend& backend, const Checkpoint& checkpoint, Weights& weights, const Progress& progress,
+         std::optional<DType> matrices)
+      : backend_(backend),
+        checkpoint_(checkpoint),
+        weights_(weights),
+        progress_(progress),
+        matrices_(matrices) {
     const Config& config = checkpoint.config;
     const int64_t n_norms = 2 * config.n_layers + 1;
     norm_stride_ = (config.hidden + kNormAlignment - 1) / kNormAlignment * kNormAlignment;
@@ -41,7 +46,7 @@ class Loader {
   void matrix(std::initializer_list<std::string> names, std::unique_ptr<Packed>& packed) {
     std::vector<PackPart> parts;
     for (const std::string& name : names) {
-      parts.push_back({find(name).view, find(name).interleaved_dim});
+      parts.push_back({find(name).view, find(name).interleaved_dim, matrices_});
     }
     if (packed == nullptr) {
       packed = backend_.pack(parts);
@@ -90,6 +95,7 @@ class Loader {
   const Checkpoint& checkpoint_;
   Weights& weights_;
   const Progress& progress_;
+  std::optional<DType> matrices_;
   int64_t norm_stride_, n_norms_ = 0;
   uint64_t done_ = 0, total_ = 0;
 };
@@ -107,10 +113,12 @@ std::shared_ptr<const void> owner_of(const Checkpoint& checkpoint, const std::by
 
 }  // namespace
 
-Llama::Llama(Backend& backend, const Checkpoint& checkpoint, const Progress& progress)
+Llama::Llama(Backend& backend, const Checkpoint& checkpoint, const Progress& progress,
+             std::optional<DType> matrices)
     : backend_(backend),
       config_(checkpoint.config),
-      rope_(rope_frequencies(config_, config_.context)) {
+      rope_(rope_frequencies(config_, config_.context)),
+      matrices_(matrices) {
   weights_.layers.resize(static_cast<size_t>(config_.n_layers));
   load(checkpoint, progress);
 }
@@ -121,11 +129,11 @@ void Llama::reload(const Checkpoint& checkpoint) {
 }
 
 void Llama::load(const Checkpoint& checkpoint, const Progress& progress) {
-  Loader load(backend_, checkpoint, weights_, progress);
+  Loader load(backend_, checkpoint, weights_, progress, matrices_);
   const std::string embed = "model.embed_tokens.weight";
   weights_.embed = load.tensor(embed);
   embed_owner_ = owner_of(checkpoint, weights_.embed.data);
-  weights_.dtype = load.tensor("model.layers.0.self_attn.q_proj.weight").dtype;
+  weights_.dtype = matrices_.value_or(load.tensor("model.layers.0.self_attn.q_proj.weight").dtype);
   weights_.bytes = row_bytes(weights_.embed.dtype, config_.hidden);
   for (int64_t i = 0; i < config_.n_layers; i++) {
     const std::string layer = fmt::format("model.layers.{}.", i);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -36,8 +37,10 @@ class Llama {
  public:
   // Packs the checkpoint's tensors for `backend`; pages of the mapped files that were packed are
   // dropped. `progress` counts bytes. The embedding is read in place, so the model keeps the file
-  // it lies in; an embedding in other memory must outlive it.
-  Llama(Backend& backend, const Checkpoint& checkpoint, const Progress& progress = nullptr);
+  // it lies in; an embedding in other memory must outlive it. `matrices`: the type to convert FP32
+  // matrices to (bf16), as mixed-precision training wants; the embedding stays as it is.
+  Llama(Backend& backend, const Checkpoint& checkpoint, const Progress& progress = nullptr,
+        std::optional<DType> matrices = {});
 
   // Reads weights that changed (a step of training) into the memory they have; shapes and types are
   // those of the checkpoint the model was made of. The embedding is read in place from now on too.
@@ -58,6 +61,7 @@ class Llama {
   Backend& backend_;
   Config config_;
   RopeFrequencies rope_;
+  std::optional<DType> matrices_;
   Weights weights_;
   std::shared_ptr<const void> embed_owner_;  // what the embedding's bytes lie in
 };

@@ -26,10 +26,10 @@ struct Training {
   Llama model;
   Optimizer optimizer;
 
-  Training(Backend& backend, const Checkpoint& checkpoint, std::optional<DType> matrices = {})
+  Training(Backend& backend, const Checkpoint& checkpoint, std::optional<DType> as = {})
       : weights(read(backend, checkpoint)),
         gradients(backend, checkpoint.config),
-        model(backend, weights.checkpoint(), nullptr, matrices),
+        model(backend, weights.checkpoint(), nullptr, as),
         optimizer(backend, checkpoint.config, {}) {}
 
   static Parameters read(Backend& backend, const Checkpoint& checkpoint) {

@@ -389,15 +389,14 @@ constexpr TinyShape kOddShape = {
     .hidden = 72, .intermediate = 100, .n_heads = 6, .n_kv_heads = 2, .head_dim = 12, .vocab = 97};
 
 // A pass on a model of odd sizes; with `step`, the optimizer's step and a pass on what it made.
-Trained train(Backend& b, Keep keep, bool step, bool tied = false,
-              std::optional<DType> matrices = {}) {
+Trained train(Backend& b, Keep keep, bool step, bool tied = false, std::optional<DType> as = {}) {
   TinyShape shape = kOddShape;
   shape.tied = tied;
   const Config config = tiny_config(shape);
   const MemoryCheckpoint checkpoint(random_model(config, 3), DType::f32);
   Parameters weights(b, config), gradients(b, config);
   weights.read(*checkpoint);
-  Llama model(b, weights.checkpoint(), nullptr, matrices);
+  Llama model(b, weights.checkpoint(), nullptr, as);
   Optimizer optimizer(b, config, {});
   TrainingPass pass(b, config, 700, 4, keep);
   const std::vector<int64_t> documents = {300, 1, 130, 200};
@@ -419,11 +418,11 @@ Trained train(Backend& b, Keep keep, bool step, bool tied = false,
 }
 
 TEST_P(TrainingOpsTest, TheSameBitsForAnyNumberOfThreadsAndKeepingLess) {
-  for (const std::optional<DType> matrices : {std::optional<DType>(), std::optional(DType::bf16)}) {
-    const Trained one = train(*make_cpu({1, GetParam()}), Keep::everything, true, false, matrices);
+  for (const std::optional<DType> as : {std::optional<DType>(), std::optional(DType::bf16)}) {
+    const Trained one = train(*make_cpu({1, GetParam()}), Keep::everything, true, false, as);
     for (const int threads : {2, 3, 8}) {
       const auto keep = threads == 3 ? Keep::inputs : Keep::everything;
-      const Trained other = train(*make_cpu({threads, GetParam()}), keep, true, false, matrices);
+      const Trained other = train(*make_cpu({threads, GetParam()}), keep, true, false, as);
       EXPECT_TRUE(same_bits(one.gradients, other.gradients)) << threads;
       EXPECT_TRUE(same_bits(one.weights, other.weights)) << threads;
       EXPECT_TRUE(same_bits(one.losses, other.losses)) << threads;
@@ -485,6 +484,26 @@ TEST_P(TrainingModel, LogitsAreThoseOfInference) {
         activations.logits(rows), targets, 1,
         {reinterpret_cast<std::byte*>(losses.data()), DType::f32, 1, rows});
     EXPECT_TRUE(same_bits(pass.losses(), losses));
+  }
+}
+
+// BF16 of FP32 master weights is what a BF16 file of them would be, also after an update.
+TEST_P(TrainingModel, ConvertedIsAsStored) {
+  for (const bool tied : {false, true}) {
+    const Config config = tiny_config({.tied = tied});
+    reference::Model before = random_model(config, 4), after = random_model(config, 5);
+    const MemoryCheckpoint first(before, DType::f32), second(after, DType::f32);
+    for (auto& [name, values] : after.tensors)
+      for (float& value : values) value = bf16_to_f32(f32_to_bf16(value));
+    const MemoryCheckpoint stored(after, DType::bf16);
+    Llama converted(*backend_, *first, nullptr, DType::bf16);
+    converted.reload(*second);
+    const Llama wanted(*backend_, *stored);
+    EXPECT_EQ(converted.default_kv_type(), DType::bf16);
+    EXPECT_EQ(converted.weights().bytes, wanted.weights().bytes);
+    const std::vector<int32_t> tokens = random_tokens(70, config.vocab_size, 1);
+    EXPECT_TRUE(same_bits(all_logits(converted, DType::bf16, tokens),
+                          all_logits(wanted, DType::bf16, tokens)));
   }
 }
 

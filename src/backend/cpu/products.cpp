@@ -58,11 +58,10 @@ void Products::bf16(const ProductJob& whole, Tensor c) {
     const int64_t n_tiles = parts(whole.n, kTileRows), across = parts(n_tiles, kTilesPerBlock);
     pool_.for_each(parts(whole.m, kJobColumns) * across, [&](int64_t i) {
       const int64_t row = i / across * kJobColumns, tile = i % across * kTilesPerBlock;
-      tile_products(base_, Format::bf16, tiles, depth, tile,
-                    std::min(n_tiles, tile + kTilesPerBlock),
-                    columns + column * static_cast<size_t>(row),
-                    c.rows_slice(row, std::min(kJobColumns, whole.m - row)),
-                    whole.accumulate || first > 0);
+      tile_products(
+          base_, Format::bf16, tiles, depth, tile, std::min(n_tiles, tile + kTilesPerBlock),
+          columns + column * static_cast<size_t>(row),
+          c.rows_slice(row, std::min(kJobColumns, whole.m - row)), whole.accumulate || first > 0);
     });
   }
 }
@@ -75,8 +74,7 @@ void Products::pack_bf16(const ProductJob& whole, int64_t first, int64_t depth) 
   std::vector<int64_t> groups;
   for (int64_t i = 0; i < whole.m; i += group_width(base_, whole.m - i)) groups.push_back(i);
   const auto n_groups = static_cast<int64_t>(groups.size());
-  auto* columns =
-      reinterpret_cast<uint8_t*>(columns_.get(column * static_cast<size_t>(whole.m)));
+  auto* columns = reinterpret_cast<uint8_t*>(columns_.get(column * static_cast<size_t>(whole.m)));
   auto* tiles = reinterpret_cast<uint8_t*>(tiles_.get(tile * static_cast<size_t>(n_tiles)));
   pool_.for_each(n_groups + n_tiles, [&](int64_t item, int thread) {
     if (item < n_groups) {
@@ -94,7 +92,8 @@ void Products::pack_bf16(const ProductJob& whole, int64_t first, int64_t depth) 
                          columns + column * static_cast<size_t>(row));
       return;
     }
-    const int64_t col = (item - n_groups) * kTileRows, cols = std::min<int64_t>(kTileRows, whole.n - col);
+    const int64_t col = (item - n_groups) * kTileRows,
+                  cols = std::min<int64_t>(kTileRows, whole.n - col);
     uint8_t* to = tiles + tile * static_cast<size_t>(item - n_groups);
     if (whole.b != nullptr) {
       k_.tile_of_columns(whole.b + first * whole.b_stride + col, whole.b_stride, depth, cols, to);

@@ -18,9 +18,9 @@ TL_INLINE void transpose_four(const uint32_t* from, int64_t from_stride, uint32_
   const Quad cd_low = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
   const Quad cd_high = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
   const Quad columns[4] = {__builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5),
-                            __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7),
-                            __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5),
-                            __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7)};
+                           __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7),
+                           __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5),
+                           __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7)};
   for (int64_t i = 0; i < 4; i++) memcpy(to + i * to_stride, &columns[i], sizeof columns[i]);
 }
 
@@ -51,8 +51,7 @@ void tile_of_columns(const float* x, int64_t stride, int64_t rows, int64_t cols,
     uint32_t even[kTileRows] = {}, odd[kTileRows] = {}, pairs[kTileRows];
     memcpy(even, x + r * stride, static_cast<size_t>(cols) * 4);
     if (r + 1 < rows) memcpy(odd, x + (r + 1) * stride, static_cast<size_t>(cols) * 4);
-    for (int l = 0; l < kTileRows; l++)
-      pairs[l] = round_bf16(even[l]) | round_bf16(odd[l]) << 16;
+    for (int l = 0; l < kTileRows; l++) pairs[l] = round_bf16(even[l]) | round_bf16(odd[l]) << 16;
     memcpy(to, pairs, sizeof pairs);
   }
 }

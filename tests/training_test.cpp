@@ -484,6 +484,8 @@ TEST_P(TrainingModel, LogitsAreThoseOfInference) {
         activations.logits(rows), targets, 1,
         {reinterpret_cast<std::byte*>(losses.data()), DType::f32, 1, rows});
     EXPECT_TRUE(same_bits(pass.losses(), losses));
+    pass.loss(model, documents.batch.tokens, std::vector<int64_t>{70, 3, 64}, targets);
+    EXPECT_TRUE(same_bits(pass.losses(), losses));
   }
 }
 

@@ -12,6 +12,7 @@
 #include "support/backends.h"
 #include "support/run_model.h"
 #include "support/tiny_model.h"
+#include "tensor/float16.h"
 
 namespace tinyllama::testing {
 namespace {
@@ -101,8 +102,9 @@ TEST(FiniteDifferences, Linear) {
     return y.dot(dy);
   };
   const PackPart part{w, 0};
-  b.training().linear_input(*b.pack({&part, 1}), dy, dx);
-  b.training().linear_weight(dy, x, dw);
+  const auto packed = b.pack({&part, 1});
+  b.training().linear_input(*packed, dy, dx);
+  b.training().linear_weight(*packed, dy, x, dw);
   expect_derivative("dx", x, dx, f);
   expect_derivative("dw", w, dw, f);
 }
@@ -247,32 +249,39 @@ TEST_P(TrainingOpsTest, LinearOfOddShapes) {
                             {65, 100, 31},
                             {130, 300, 70},
                             {40, 530, 600},
+                            {50, 1100, 90},
+                            {1300, 20, 30},
                             {600, 40, 48}}) {
     const auto [n, rows, cols] = shape;
     SCOPED_TRACE(std::to_string(n) + " " + std::to_string(rows) + " " + std::to_string(cols));
-    const Matrix x(n, cols, 2), dy(n, rows, 3);
-    Matrix dw(rows, cols, 4), dw_want = dw, dx(n, cols, 5), dx_want = dx;
-    cpu_->training().linear_weight(dy, x, dw);
-    naive_.training().linear_weight(dy, x, dw_want);
-    expect_close("dw", dw, dw_want, product_tolerance(n));
-    // Weights in one part, in parts of two types, and in BF16.
+    Matrix w(rows, cols, 1), x(n, cols, 2), dy(n, rows, 3);
+    Matrix dw(rows, cols, 4), dx(n, cols, 5);
+    // Weights in one part, in BF16 as stored or converted, and in parts of two types. What BF16
+    // products would round is BF16 already.
+    for (Matrix* m : {&w, &x, &dy})
+      for (float& value : m->values) value = bf16_to_f32(f32_to_bf16(value));
     std::vector<std::byte> half(row_bytes(DType::bf16, cols) * static_cast<size_t>(rows));
-    const Matrix w(rows, cols, 1);
     for (int64_t r = 0; r < rows; r++) {
       encode_row(DType::bf16, w.values.data() + r * cols,
                  half.data() + static_cast<size_t>(r) * row_bytes(DType::bf16, cols), cols);
     }
-    const TensorView narrow(half.data(), DType::bf16, rows, cols);
+    const TensorView wide = w, narrow(half.data(), DType::bf16, rows, cols);
     const int64_t cut = (rows + 1) / 2;
     const std::vector<std::vector<PackPart>> kinds = {
-        {{w, 0}},
+        {{wide, 0}},
         {{narrow, 0}},
-        {{TensorView(w).rows_slice(0, cut), 0}, {narrow.rows_slice(cut, rows - cut), 0}}};
+        {{wide, 0, DType::bf16}},
+        {{wide.rows_slice(0, cut), 0}, {narrow.rows_slice(cut, rows - cut), 0}}};
     for (const std::vector<PackPart>& parts : kinds) {
       if (parts.back().w.rows == 0) continue;
-      cpu_->training().linear_input(*cpu_->pack(parts), dy, dx);
-      naive_.training().linear_input(*naive_.pack(parts), dy, dx_want);
-      expect_close("dx", dx, dx_want, product_tolerance(rows));
+      const auto packed = cpu_->pack(parts), naive = naive_.pack(parts);
+      Matrix got = dx, want = dx, dw_got = dw, dw_want = dw;
+      cpu_->training().linear_input(*packed, dy, got);
+      naive_.training().linear_input(*naive, dy, want);
+      expect_close("dx", got, want, product_tolerance(rows));
+      cpu_->training().linear_weight(*packed, dy, x, dw_got);
+      naive_.training().linear_weight(*naive, dy, x, dw_want);
+      expect_close("dw", dw_got, dw_want, product_tolerance(n));
     }
   }
 }
@@ -380,14 +389,14 @@ constexpr TinyShape kOddShape = {
     .hidden = 72, .intermediate = 100, .n_heads = 6, .n_kv_heads = 2, .head_dim = 12, .vocab = 97};
 
 // A pass on a model of odd sizes; with `step`, the optimizer's step and a pass on what it made.
-Trained train(Backend& b, Keep keep, bool step, bool tied = false) {
+Trained train(Backend& b, Keep keep, bool step, bool tied = false, std::optional<DType> as = {}) {
   TinyShape shape = kOddShape;
   shape.tied = tied;
   const Config config = tiny_config(shape);
   const MemoryCheckpoint checkpoint(random_model(config, 3), DType::f32);
   Parameters weights(b, config), gradients(b, config);
   weights.read(*checkpoint);
-  Llama model(b, weights.checkpoint());
+  Llama model(b, weights.checkpoint(), nullptr, as);
   Optimizer optimizer(b, config, {});
   TrainingPass pass(b, config, 700, 4, keep);
   const std::vector<int64_t> documents = {300, 1, 130, 200};
@@ -409,13 +418,15 @@ Trained train(Backend& b, Keep keep, bool step, bool tied = false) {
 }
 
 TEST_P(TrainingOpsTest, TheSameBitsForAnyNumberOfThreadsAndKeepingLess) {
-  const Trained one = train(*make_cpu({1, GetParam()}), Keep::everything, true);
-  for (const int threads : {2, 3, 8}) {
-    const auto keep = threads == 3 ? Keep::inputs : Keep::everything;
-    const Trained other = train(*make_cpu({threads, GetParam()}), keep, true);
-    EXPECT_TRUE(same_bits(one.gradients, other.gradients)) << threads;
-    EXPECT_TRUE(same_bits(one.weights, other.weights)) << threads;
-    EXPECT_TRUE(same_bits(one.losses, other.losses)) << threads;
+  for (const std::optional<DType> as : {std::optional<DType>(), std::optional(DType::bf16)}) {
+    const Trained one = train(*make_cpu({1, GetParam()}), Keep::everything, true, false, as);
+    for (const int threads : {2, 3, 8}) {
+      const auto keep = threads == 3 ? Keep::inputs : Keep::everything;
+      const Trained other = train(*make_cpu({threads, GetParam()}), keep, true, false, as);
+      EXPECT_TRUE(same_bits(one.gradients, other.gradients)) << threads;
+      EXPECT_TRUE(same_bits(one.weights, other.weights)) << threads;
+      EXPECT_TRUE(same_bits(one.losses, other.losses)) << threads;
+    }
   }
 }
 
@@ -473,6 +484,28 @@ TEST_P(TrainingModel, LogitsAreThoseOfInference) {
         activations.logits(rows), targets, 1,
         {reinterpret_cast<std::byte*>(losses.data()), DType::f32, 1, rows});
     EXPECT_TRUE(same_bits(pass.losses(), losses));
+    pass.loss(model, documents.batch.tokens, std::vector<int64_t>{70, 3, 64}, targets);
+    EXPECT_TRUE(same_bits(pass.losses(), losses));
+  }
+}
+
+// BF16 of FP32 master weights is what a BF16 file of them would be, also after an update.
+TEST_P(TrainingModel, ConvertedIsAsStored) {
+  for (const bool tied : {false, true}) {
+    const Config config = tiny_config({.tied = tied});
+    reference::Model before = random_model(config, 4), after = random_model(config, 5);
+    const MemoryCheckpoint first(before, DType::f32), second(after, DType::f32);
+    for (auto& [name, values] : after.tensors)
+      for (float& value : values) value = bf16_to_f32(f32_to_bf16(value));
+    const MemoryCheckpoint stored(after, DType::bf16);
+    Llama converted(*backend_, *first, nullptr, DType::bf16);
+    converted.reload(*second);
+    const Llama wanted(*backend_, *stored);
+    EXPECT_EQ(converted.default_kv_type(), DType::bf16);
+    EXPECT_EQ(converted.weights().bytes, wanted.weights().bytes);
+    const std::vector<int32_t> tokens = random_tokens(70, config.vocab_size, 1);
+    EXPECT_TRUE(same_bits(all_logits(converted, DType::bf16, tokens),
+                          all_logits(wanted, DType::bf16, tokens)));
   }
 }
 

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -27,6 +28,7 @@ class Packed {
 struct PackPart {
   TensorView w;
   int64_t interleaved_dim = 0;
+  std::optional<DType> as = {};  // FP32 weights in another type
 };
 
 // The shape of one layer's cache. dtype: f32, f16, bf16 or q8_0 (one scale for 32 features of a

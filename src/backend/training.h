@@ -26,10 +26,12 @@ class TrainingOps {
  public:
   virtual ~TrainingOps() = default;
 
-  // y = x W^T: dx = dy W; dy (n, rows), dx (n, cols). Weights of type f32 or bf16.
+  // y = x W^T with weights of type f32 or bf16. Where they are bf16, so are both sides of these
+  // products, rounded, and sums are FP32.
+  // dx = dy W; dy (n, rows), dx (n, cols).
   virtual void linear_input(const Packed& w, TensorView dy, Tensor dx) = 0;
-  // y = x W^T: dw += dy^T x; dy (n, rows), x (n, cols), dw (rows, cols).
-  virtual void linear_weight(TensorView dy, TensorView x, Tensor dw) = 0;
+  // dw += dy^T x; dy (n, rows), x (n, cols), dw (rows, cols).
+  virtual void linear_weight(const Packed& w, TensorView dy, TensorView x, Tensor dw) = 0;
   // y = rms_norm(x, w): dx += and dw += their parts of dy; all (rows, d) but w, dw (1, d).
   virtual void rms_norm_backward(TensorView x, TensorView w, double eps, TensorView dy, Tensor dx,
                                  Tensor dw) = 0;

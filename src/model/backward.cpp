@@ -26,37 +26,53 @@ KvCache one_layer_cache(Backend& backend, Config config, DType type, int64_t row
   return {backend, config, type, rows / kKvBlock + documents};
 }
 
+double sum(std::span<const float> losses) {
+  double total = 0;
+  for (const float loss : losses) total += static_cast<double>(loss);
+  return total;
+}
+
 }  // namespace
 
 Backward::Backward(const Llama& model, const Batch& batch, Forward& forward,
-                   Activations& activations, Parameters* gradients)
+                   Activations& activations)
     : model_(model),
       batch_(batch),
       forward_(forward),
       a_(activations),
-      gradients_(gradients),
       backend_(model.backend()),
       training_(backend_.training()) {
   TL_CHECK(a_.keep() != Keep::nothing);
-  TL_CHECK(gradients == nullptr || gradients->config() == model.config());
 }
 
-void Backward::run(std::span<const int32_t> targets, double scale, std::span<float> losses) {
-  const int64_t rows = batch_.rows();
-  TL_CHECK(static_cast<int64_t>(targets.size()) == rows && losses.size() == targets.size());
-  head(targets, scale);
-  if (gradients_ != nullptr) {
-    for (int64_t index = model_.config().n_layers - 1; index >= 0; index--) layer(index);
-    embed();
-  }
+void Backward::losses(std::span<const int32_t> targets, std::span<float> losses) {
+  head(targets, 0, nullptr);
+  copy_losses(losses);
+}
+
+void Backward::run(std::span<const int32_t> targets, double scale, Parameters& gradients,
+                   std::span<float> losses) {
+  const Config& c = model_.config();
+  TL_CHECK(gradients.config() == c);
+  const Tensor dx = view(a_.dx_, batch_.rows(), c.hidden);
+  training_.clear(dx);
+  head(targets, scale, &gradients);
+  for (int64_t index = c.n_layers - 1; index >= 0; index--)
+    layer(index, gradients.layers[static_cast<size_t>(index)]);
+  training_.embed_backward(dx, gradients.embed);
+  copy_losses(losses);
+}
+
+void Backward::copy_losses(std::span<float> losses) const {
+  TL_CHECK(static_cast<int64_t>(losses.size()) == batch_.rows());
   backend_.copy_to_host(a_.losses_.data, reinterpret_cast<std::byte*>(losses.data()),
                         losses.size_bytes());
 }
 
-void Backward::head(std::span<const int32_t> targets, double scale) {
+void Backward::head(std::span<const int32_t> targets, double scale, const Parameters* gradients) {
+  TL_CHECK(static_cast<int64_t>(targets.size()) == batch_.rows());
   const Config& c = model_.config();
   const Weights& w = model_.weights();
-  training_.clear(view(a_.dx_, batch_.rows(), c.hidden));
   for (int64_t row = 0; row < batch_.rows(); row += a_.max_logit_rows()) {
     const int64_t n = std::min(a_.max_logit_rows(), batch_.rows() - row);
     const Tensor x = view(a_.x_, batch_.rows(), c.hidden).rows_slice(row, n);    // (n, hidden)
@@ -69,18 +85,17 @@ void Backward::head(std::span<const int32_t> targets, double scale) {
     backend_.norm_linear(x, w.norm, c.norm_eps, *w.head, normed, logits);
     training_.cross_entropy(
         logits, targets.subspan(static_cast<size_t>(row), static_cast<size_t>(n)), scale, losses);
-    if (gradients_ == nullptr) continue;
-    training_.linear_weight(logits, normed, gradients_->head);
+    if (gradients == nullptr) continue;
+    training_.linear_weight(*w.head, logits, normed, gradients->head);
     training_.linear_input(*w.head, logits, normed);
-    training_.rms_norm_backward(x, w.norm, c.norm_eps, normed, dx, gradients_->norm);
+    training_.rms_norm_backward(x, w.norm, c.norm_eps, normed, dx, gradients->norm);
   }
 }
 
-void Backward::layer(int64_t index) {
+void Backward::layer(int64_t index, const LayerParameters& g) {
   if (a_.keep() == Keep::inputs) forward_.repeat(index);
   const Config& c = model_.config();
   const LayerWeights& w = model_.weights().layers[static_cast<size_t>(index)];
-  const LayerParameters& g = gradients_->layers[static_cast<size_t>(index)];
   const LayerActivations& a = a_.layers_[static_cast<size_t>(index)];
 
   const int64_t rows = batch_.rows();
@@ -99,27 +114,23 @@ void Backward::layer(int64_t index) {
 
   // x += W_down (silu(W_gate norm(x)) * W_up norm(x))
   backend_.swiglu(gate_up, activated);
-  training_.linear_weight(dx, activated, g.down);
+  training_.linear_weight(*w.down, dx, activated, g.down);
   training_.linear_input(*w.down, dx, activated);
   training_.swiglu_backward(activated, gate_up);
   backend_.rms_norm(middle, w.mlp_norm, c.norm_eps, normed);
-  training_.linear_weight(gate_up, normed, g.gate_up);
+  training_.linear_weight(*w.gate_up, gate_up, normed, g.gate_up);
   training_.linear_input(*w.gate_up, gate_up, normed);
   training_.rms_norm_backward(middle, w.mlp_norm, c.norm_eps, normed, dx, g.mlp_norm);
 
   // x += W_o attention(rope(W_qkv norm(x)))
-  training_.linear_weight(dx, attended, g.output);
+  training_.linear_weight(*w.output, dx, attended, g.output);
   training_.linear_input(*w.output, dx, d_attended);
   training_.attention_backward(qkv, c.n_heads, {c.n_kv_heads, c.head_dim, DType::f32}, attended,
                                softmax, d_attended, dqkv);
   backend_.rms_norm(x, w.attention_norm, c.norm_eps, normed);
-  training_.linear_weight(dqkv, normed, g.qkv);
+  training_.linear_weight(*w.qkv, dqkv, normed, g.qkv);
   training_.linear_input(*w.qkv, dqkv, normed);
   training_.rms_norm_backward(x, w.attention_norm, c.norm_eps, normed, dx, g.attention_norm);
-}
-
-void Backward::embed() {
-  training_.embed_backward(view(a_.dx_, batch_.rows(), model_.config().hidden), gradients_->embed);
 }
 
 TrainingPass::TrainingPass(Backend& backend, const Config& config, int64_t max_rows,
@@ -158,40 +169,42 @@ Batch TrainingPass::batch_of(std::span<const int32_t> tokens,
   return batch;
 }
 
-double TrainingPass::run(const Llama& model, std::span<const int32_t> tokens,
-                         std::span<const int64_t> documents, std::span<const int32_t> targets,
-                         double scale, Parameters& gradients) {
-  return run(model, tokens, documents, targets, scale, &gradients);
-}
-
-double TrainingPass::loss(const Llama& model, std::span<const int32_t> tokens,
-                          std::span<const int64_t> documents, std::span<const int32_t> targets) {
-  return run(model, tokens, documents, targets, 1, nullptr);
-}
-
-double TrainingPass::run(const Llama& model, std::span<const int32_t> tokens,
-                         std::span<const int64_t> documents, std::span<const int32_t> targets,
-                         double scale, Parameters* gradients) {
-  const int64_t vocab = model.config().vocab_size;
+void TrainingPass::check(const Config& config, std::span<const int32_t> tokens,
+                         std::span<const int32_t> targets) const {
   const auto rows = static_cast<int64_t>(tokens.size());
   if (rows < 1 || rows > activations_.max_rows() || targets.size() != tokens.size()) {
     fail(fmt::format("[train] {} tokens and {} targets: want as many of both, 1 to {}", rows,
                      targets.size(), activations_.max_rows()));
   }
   for (const int32_t target : targets) {
-    if (target != kIgnoredTarget && (target < 0 || target >= vocab)) {
-      fail(fmt::format("[train] target {}: want 0 to {}, or {} for none", target, vocab - 1,
-                       kIgnoredTarget));
+    if (target != kIgnoredTarget && (target < 0 || target >= config.vocab_size)) {
+      fail(fmt::format("[train] target {}: want 0 to {}, or {} for none", target,
+                       config.vocab_size - 1, kIgnoredTarget));
     }
   }
+}
+
+double TrainingPass::run(const Llama& model, std::span<const int32_t> tokens,
+                         std::span<const int64_t> documents, std::span<const int32_t> targets,
+                         double scale, Parameters& gradients) {
+  check(model.config(), tokens, targets);
   const Batch batch = batch_of(tokens, documents);
   Forward forward(model, batch, cache_, activations_);
   forward.run(model.config().n_layers);
   losses_.resize(tokens.size());
-  Backward(model, batch, forward, activations_, gradients).run(targets, scale, losses_);
-  double sum = 0;
-  for (const float loss : losses_) sum += static_cast<double>(loss);
-  return sum;
+  Backward(model, batch, forward, activations_).run(targets, scale, gradients, losses_);
+  return sum(losses_);
+}
+
+double TrainingPass::loss(const Llama& model, std::span<const int32_t> tokens,
+                          std::span<const int64_t> documents, std::span<const int32_t> targets) {
+  check(model.config(), tokens, targets);
+  const Batch batch = batch_of(tokens, documents);
+  Forward forward(model, batch, cache_, activations_);
+  forward.run(model.config().n_layers);
+  losses_.resize(tokens.size());
+  Backward(model, batch, forward, activations_).losses(targets, losses_);
+  return sum(losses_);
 }
 
 }  // namespace tinyllama

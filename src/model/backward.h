@@ -12,26 +12,28 @@
 namespace tinyllama {
 
 // The loss and the gradients of a pass that has run up to its head (Forward::run(n_layers)) with
-// activations that keep: construct once, then run() once. Uses up what was kept. Arguments as in
-// TrainingPass::run; everything given must outlive it. Without `gradients`, the loss alone.
+// activations that keep: construct, then call one of losses() and run() once. Arguments as in
+// TrainingPass::run; everything given must outlive it.
 class Backward {
  public:
-  Backward(const Llama& model, const Batch& batch, Forward& forward, Activations& activations,
-           Parameters* gradients);
+  Backward(const Llama& model, const Batch& batch, Forward& forward, Activations& activations);
 
   // `losses` (rows), on the host.
-  void run(std::span<const int32_t> targets, double scale, std::span<float> losses);
+  void losses(std::span<const int32_t> targets, std::span<float> losses);
+  // Likewise, and adds to `gradients`. Uses up what was kept.
+  void run(std::span<const int32_t> targets, double scale, Parameters& gradients,
+           std::span<float> losses);
 
  private:
-  void head(std::span<const int32_t> targets, double scale);
-  void layer(int64_t index);
-  void embed();
+  // Without `gradients`, losses alone.
+  void head(std::span<const int32_t> targets, double scale, const Parameters* gradients);
+  void layer(int64_t index, const LayerParameters& gradients);
+  void copy_losses(std::span<float> losses) const;
 
   const Llama& model_;
   const Batch& batch_;
   Forward& forward_;
   Activations& a_;
-  Parameters* gradients_;
   Backend& backend_;
   TrainingOps& training_;
 };
@@ -54,18 +56,18 @@ class TrainingPass {
   double run(const Llama& model, std::span<const int32_t> tokens,
              std::span<const int64_t> documents, std::span<const int32_t> targets, double scale,
              Parameters& gradients);
-  // The sum of the losses alone.
+
+  // The sum of the losses alone: validation.
   double loss(const Llama& model, std::span<const int32_t> tokens,
               std::span<const int64_t> documents, std::span<const int32_t> targets);
 
-  // Losses of the last run's rows, 0 where ignored.
+  // Losses of the last call's rows, 0 where ignored.
   std::span<const float> losses() const { return losses_; }
   size_t bytes() const { return cache_.bytes() + activations_.bytes(); }
 
  private:
-  double run(const Llama& model, std::span<const int32_t> tokens,
-             std::span<const int64_t> documents, std::span<const int32_t> targets, double scale,
-             Parameters* gradients);
+  void check(const Config& config, std::span<const int32_t> tokens,
+             std::span<const int32_t> targets) const;
   // Segments over blocks of the cache, every row with logits.
   Batch batch_of(std::span<const int32_t> tokens, std::span<const int64_t> documents) const;
 

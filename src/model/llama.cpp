@@ -23,8 +23,13 @@ bool within(const std::byte* p, const std::byte* begin, size_t size) {
 // Packs tensor after tensor, and gives the pages that were read back to the system.
 class Loader {
  public:
-  Loader(Backend& backend, const Checkpoint& checkpoint, Weights& weights, const Progress& progress)
-      : backend_(backend), checkpoint_(checkpoint), weights_(weights), progress_(progress) {
+  Loader(Backend& backend, const Checkpoint& checkpoint, Weights& weights, const Progress& progress,
+         std::optional<DType> as)
+      : backend_(backend),
+        checkpoint_(checkpoint),
+        weights_(weights),
+        progress_(progress),
+        as_(as) {
     const Config& config = checkpoint.config;
     const int64_t n_norms = 2 * config.n_layers + 1;
     norm_stride_ = (config.hidden + kNormAlignment - 1) / kNormAlignment * kNormAlignment;
@@ -41,7 +46,7 @@ class Loader {
   void matrix(std::initializer_list<std::string> names, std::unique_ptr<Packed>& packed) {
     std::vector<PackPart> parts;
     for (const std::string& name : names) {
-      parts.push_back({find(name).view, find(name).interleaved_dim});
+      parts.push_back({find(name).view, find(name).interleaved_dim, as_});
     }
     if (packed == nullptr) {
       packed = backend_.pack(parts);
@@ -52,11 +57,32 @@ class Loader {
     for (const PackPart& part : parts) done(part.w);
   }
 
-  // The next norm vector, decoded to FP32: (1, hidden).
+  // The embedding where it lies, or a converted copy.
+  TensorView embedding(const std::string& name) {
+    const TensorView stored = tensor(name);
+    if (!as_ || *as_ == stored.dtype) return stored;
+    TL_CHECK(stored.dtype == DType::f32);
+    Buffer& copy = weights_.converted_embed;
+    const size_t row = row_bytes(*as_, stored.cols);
+    if (copy.data() == nullptr) copy = backend_.alloc(row * static_cast<size_t>(stored.rows));
+    std::vector<std::byte> values(row);
+    for (int64_t r = 0; r < stored.rows; r++) {
+      encode_row(*as_, stored.row_as<float>(r), values.data(), stored.cols);
+      backend_.copy_from_host(values.data(), copy.data() + row * static_cast<size_t>(r), row);
+    }
+    return {copy.data(), *as_, stored.rows, stored.cols};
+  }
+
+  // The next norm vector, in FP32: (1, hidden).
   TensorView norm(const std::string& name) {
     const TensorView stored = tensor(name);
     std::vector<float> values(static_cast<size_t>(stored.cols));
     decode_row(stored.dtype, stored.data, values.data(), stored.cols);
+    if (as_) {
+      std::vector<std::byte> rounded(row_bytes(*as_, stored.cols));
+      encode_row(*as_, values.data(), rounded.data(), stored.cols);
+      decode_row(*as_, rounded.data(), values.data(), stored.cols);
+    }
     std::byte* to =
         weights_.norms.data() + static_cast<size_t>(n_norms_++ * norm_stride_) * sizeof(float);
     const TensorView norm(to, DType::f32, 1, stored.cols);
@@ -90,6 +116,7 @@ class Loader {
   const Checkpoint& checkpoint_;
   Weights& weights_;
   const Progress& progress_;
+  std::optional<DType> as_;
   int64_t norm_stride_, n_norms_ = 0;
   uint64_t done_ = 0, total_ = 0;
 };
@@ -107,10 +134,12 @@ std::shared_ptr<const void> owner_of(const Checkpoint& checkpoint, const std::by
 
 }  // namespace
 
-Llama::Llama(Backend& backend, const Checkpoint& checkpoint, const Progress& progress)
+Llama::Llama(Backend& backend, const Checkpoint& checkpoint, const Progress& progress,
+             std::optional<DType> as)
     : backend_(backend),
       config_(checkpoint.config),
-      rope_(rope_frequencies(config_, config_.context)) {
+      rope_(rope_frequencies(config_, config_.context)),
+      as_(as) {
   weights_.layers.resize(static_cast<size_t>(config_.n_layers));
   load(checkpoint, progress);
 }
@@ -121,11 +150,11 @@ void Llama::reload(const Checkpoint& checkpoint) {
 }
 
 void Llama::load(const Checkpoint& checkpoint, const Progress& progress) {
-  Loader load(backend_, checkpoint, weights_, progress);
+  Loader load(backend_, checkpoint, weights_, progress, as_);
   const std::string embed = "model.embed_tokens.weight";
-  weights_.embed = load.tensor(embed);
+  weights_.embed = load.embedding(embed);
   embed_owner_ = owner_of(checkpoint, weights_.embed.data);
-  weights_.dtype = load.tensor("model.layers.0.self_attn.q_proj.weight").dtype;
+  weights_.dtype = as_.value_or(load.tensor("model.layers.0.self_attn.q_proj.weight").dtype);
   weights_.bytes = row_bytes(weights_.embed.dtype, config_.hidden);
   for (int64_t i = 0; i < config_.n_layers; i++) {
     const std::string layer = fmt::format("model.layers.{}.", i);

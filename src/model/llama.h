@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,6 +29,7 @@ struct Weights {
   TensorView norm;               // (1, hidden) FP32
   std::unique_ptr<Packed> head;  // (vocab, hidden)
   Buffer norms;                  // owns all norm vectors
+  Buffer converted_embed;        // owns embed, when it was converted
   DType dtype = DType::f32;      // of the first layer's query projection: "the model's type"
   size_t bytes = 0;              // that decoding one token reads
 };
@@ -36,8 +38,11 @@ class Llama {
  public:
   // Packs the checkpoint's tensors for `backend`; pages of the mapped files that were packed are
   // dropped. `progress` counts bytes. The embedding is read in place, so the model keeps the file
-  // it lies in; an embedding in other memory must outlive it.
-  Llama(Backend& backend, const Checkpoint& checkpoint, const Progress& progress = nullptr);
+  // it lies in; an embedding in other memory must outlive it. With `as`, FP32 tensors are
+  // converted to that type first (bf16, for training with FP32 master weights): the model is then,
+  // bit for bit, that of a file written in that type.
+  Llama(Backend& backend, const Checkpoint& checkpoint, const Progress& progress = nullptr,
+        std::optional<DType> as = {});
 
   // Reads weights that changed (a step of training) into the memory they have; shapes and types are
   // those of the checkpoint the model was made of. The embedding is read in place from now on too.
@@ -58,6 +63,7 @@ class Llama {
   Backend& backend_;
   Config config_;
   RopeFrequencies rope_;
+  std::optional<DType> as_;
   Weights weights_;
   std::shared_ptr<const void> embed_owner_;  // what the embedding's bytes lie in
 };

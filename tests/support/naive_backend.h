@@ -48,8 +48,12 @@ class NaiveBackend : public Backend {
         const int64_t stored =
             part.interleaved_dim == 0 ? r : interleaved_row(r, part.interleaved_dim);
         packed->w.resize(packed->w.size() + static_cast<size_t>(packed->cols));
-        decode_row(part.w.dtype, part.w.row(stored), &packed->w.back() + 1 - packed->cols,
-                   packed->cols);
+        float* row = &packed->w.back() + 1 - packed->cols;
+        decode_row(part.w.dtype, part.w.row(stored), row, packed->cols);
+        if (!part.as) continue;
+        std::vector<std::byte> other(row_bytes(*part.as, packed->cols));
+        encode_row(*part.as, row, other.data(), packed->cols);
+        decode_row(*part.as, other.data(), row, packed->cols);
       }
     }
     packed->bytes = packed->w.size() * sizeof(float);

@@ -32,7 +32,7 @@ class NaiveTraining : public TrainingOps {
     }
   }
 
-  void linear_weight(TensorView dy, TensorView x, Tensor dw) override {
+  void linear_weight(const Packed&, TensorView dy, TensorView x, Tensor dw) override {
     for (int64_t i = 0; i < dw.rows; i++) {
       for (int64_t k = 0; k < dw.cols; k++) {
         double sum = 0;

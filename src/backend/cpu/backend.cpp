@@ -11,6 +11,7 @@
 
 #include "backend/cpu/isa.h"
 #include "backend/cpu/scratch.h"
+#include "backend/cpu/tiles.h"
 #include "backend/cpu/training.h"
 #include "backend/cpu/weights.h"
 #include "base/error.h"
@@ -22,12 +23,14 @@ namespace {
 
 using cpu::CpuPacked;
 using cpu::Format;
+using cpu::group_width;
 using cpu::Kernels;
-using cpu::kTileRows;
 using cpu::kTilesPerBlock;
 using cpu::KvFormat;
 using cpu::PackedPart;
+using cpu::part_tiles;
 using cpu::Scratch;
+using cpu::tile_products;
 
 // Work below these is not worth a join, which on a busy machine waits for the other threads' turn.
 constexpr int64_t kSerialFloats = 16384;        // of row-wise operations
@@ -135,7 +138,11 @@ class CpuBackend final : public Backend {
       size_t p = 0;
       for (; block >= blocks_of(w.parts[p]); p++) block -= blocks_of(w.parts[p]);
       const int64_t end = std::min(part_tiles(w.parts[p]), (block + 1) * tiles);
-      tile_products(w, w.parts[p], block * tiles, end, y, accumulate);
+      const PackedPart& part = w.parts[p];
+      const Tensor out(y.data + static_cast<size_t>(part.first_row) * sizeof(float), DType::f32,
+                       y.rows, part.rows, y.row_stride);
+      tile_products(k_, part.format, part.tiles, w.cols, block * tiles, end,
+                    packed_x_[static_cast<size_t>(part.format)], out, accumulate);
     };
     int64_t blocks = 0;
     for (const PackedPart& part : w.parts) blocks += blocks_of(part);
@@ -257,9 +264,6 @@ class CpuBackend final : public Backend {
   static size_t head_bytes(const KvShape& shape) {
     return cpu::kv_head_bytes(kv_format(shape.dtype), shape.head_dim);
   }
-  static int64_t part_tiles(const PackedPart& part) {
-    return (part.rows + kTileRows - 1) / kTileRows;
-  }
   template <class Body>
   void for_rows(int64_t rows, int64_t floats_per_row, const Body& body) {
     if (rows * floats_per_row <= kSerialFloats) {
@@ -267,12 +271,6 @@ class CpuBackend final : public Backend {
       return;
     }
     pool_.for_each(rows, body);
-  }
-
-  int group_width(int64_t columns_left) const {
-    int width = k_.max_columns;
-    while (width > columns_left) width /= 2;
-    return width;
   }
 
   // Packs x once for each format among w's parts.
@@ -288,7 +286,7 @@ class CpuBackend final : public Backend {
       packed_x_[slot] =
           reinterpret_cast<uint8_t*>(x_scratch_[slot].get(column * static_cast<size_t>(x.rows)));
       groups_.clear();
-      for (int64_t c = 0; c < x.rows; c += group_width(x.rows - c)) groups_.push_back(c);
+      for (int64_t c = 0; c < x.rows; c += group_width(k_, x.rows - c)) groups_.push_back(c);
       // A group is cut along k too: a few columns are one group.
       const int64_t n_records = cpu::records(format, w.cols);
       const int64_t slices = std::clamp<int64_t>(x.rows * x.cols / kSliceFloats, 1, pool_.size());
@@ -299,8 +297,8 @@ class CpuBackend final : public Backend {
       const auto pack = [&](int64_t item) {
         const int64_t c = groups_[static_cast<size_t>(item / slices)], slice = item % slices;
         k_.pack_columns(format, x.row_as<float>(c),
-                        static_cast<int64_t>(x.row_stride / sizeof(float)), group_width(x.rows - c),
-                        w.cols, slice_at(slice), slice_at(slice + 1),
+                        static_cast<int64_t>(x.row_stride / sizeof(float)),
+                        group_width(k_, x.rows - c), w.cols, slice_at(slice), slice_at(slice + 1),
                         packed_x_[slot] + column * static_cast<size_t>(c));
       };
       const auto n_items = static_cast<int64_t>(groups_.size()) * slices;
@@ -308,6 +306,7 @@ class CpuBackend final : public Backend {
     }
   }
 
+<<<<<<< HEAD
   // Tiles [first, end) of `part` against all columns.
   void tile_products(const CpuPacked& w, const PackedPart& part, int64_t first, int64_t end,
                      Tensor y, bool accumulate) const {
@@ -355,6 +354,8 @@ class CpuBackend final : public Backend {
     }
   }
 
+=======
+>>>>>>> train
   const Kernels& k_;
   ThreadPool pool_;
   cpu::WeightArena arena_;

@@ -24,6 +24,10 @@ void swiglu(const float* gate, const float* up, int64_t n, float* y);
 void rope(float* x, const float* cos, const float* sin, int64_t head_dim);
 
 void product(const ProductJob& job);
+void transpose(const float* x, int64_t stride, int64_t rows, int64_t cols, float* to);
+void tile_of_columns(const float* x, int64_t stride, int64_t rows, int64_t cols, uint8_t* to);
+void tile_of_weights(const uint8_t* tiles, size_t tile_bytes, int64_t first_row, int64_t rows,
+                     int64_t first_col, int64_t cols, uint8_t* to);
 void attention_backward(const AttentionBackwardJob& job);
 float rms_norm_backward(const float* x, const float* w, double eps, const float* dy, int64_t n,
                         float* dx);

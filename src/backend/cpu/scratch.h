@@ -14,6 +14,7 @@ class Scratch {
     if (bytes > buffer_.size()) buffer_ = alloc_host(bytes + bytes / 4);
     return buffer_.data();
   }
+  const std::byte* data() const { return buffer_.data(); }
   float* floats(int64_t n) {
     return reinterpret_cast<float*>(get(static_cast<size_t>(n) * sizeof(float)));
   }

@@ -13,6 +13,9 @@ namespace isa = TINYLLAMA_ISA;
 
 const TrainingKernels TL_JOIN(training_, TINYLLAMA_ISA) = {
     isa::product,
+    isa::transpose,
+    isa::tile_of_columns,
+    isa::tile_of_weights,
     isa::attention_backward,
     isa::rms_norm_backward,
     isa::norm_weight_backward,

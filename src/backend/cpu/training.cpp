@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "backend/cpu/layout.h"
+#include "backend/cpu/products.h"
 #include "backend/cpu/scratch.h"
 #include "backend/cpu/training_kernels.h"
 #include "backend/cpu/weights.h"
@@ -16,12 +17,10 @@
 namespace tinyllama::cpu {
 namespace {
 
-constexpr int64_t kSerialWork = 32768;             // floats of other operations, likewise
-constexpr int64_t kSerialProducts = 64 * 1024;     // multiply-adds not worth a join
-constexpr int64_t kJobRows = 256, kJobCols = 512;  // largest part of a product in one job: both
-                                                   // panels stay in L2
-constexpr int64_t kStrip = 64;                     // columns that one thread sums over all rows
-constexpr int64_t kChunk = 1 << 16;                // floats of one item of a flat operation
+constexpr int64_t kSerialWork = 32768;          // floats of other operations, likewise
+constexpr int64_t kSerialProducts = 64 * 1024;  // multiply-adds not worth a join
+constexpr int64_t kStrip = 64;                  // columns that one thread sums over all rows
+constexpr int64_t kChunk = 1 << 16;             // floats of one item of a flat operation
 
 int64_t stride_of(const TensorView& x) {
   return static_cast<int64_t>(x.row_stride / sizeof(float));
@@ -34,6 +33,7 @@ class CpuTraining final : public TrainingOps {
       : base_(kernels),
         k_(*kernels.training),
         pool_(pool),
+        products_(kernels, pool),
         batch_(batch),
         rope_(rope),
         scratch_(static_cast<size_t>(pool.size())) {}
@@ -42,10 +42,6 @@ class CpuTraining final : public TrainingOps {
     const auto& w = static_cast<const CpuPacked&>(packed);
     TL_CHECK(dy.cols == w.rows && dx.cols == w.cols && dy.rows == dx.rows);
     for (const PackedPart& part : w.parts) {
-      if (part.format != Format::f32 && part.format != Format::bf16) {
-        fail(fmt::format("[training] weights of type {} have no gradient: want f32 or bf16",
-                         traits(static_cast<DType>(part.format)).name));
-      }
       ProductJob job = {};
       job.a = dy.row_as<float>(0) + part.first_row;
       job.a_row = stride_of(dy);
@@ -57,23 +53,27 @@ class CpuTraining final : public TrainingOps {
       job.n = w.cols;
       job.k = part.rows;
       job.accumulate = part.first_row > 0;
-      product(job, dx);
+      product(part.format, job, dx);
     }
   }
 
-  void linear_weight(TensorView dy, TensorView x, Tensor dw) override {
-    TL_CHECK(dy.rows == x.rows && dw.rows == dy.cols && dw.cols == x.cols);
-    ProductJob job = {};
-    job.a = dy.row_as<float>(0);
-    job.a_row = 1;
-    job.a_depth = stride_of(dy);
-    job.b = x.row_as<float>(0);
-    job.b_stride = stride_of(x);
-    job.m = dw.rows;
-    job.n = dw.cols;
-    job.k = x.rows;
-    job.accumulate = true;
-    product(job, dw);
+  void linear_weight(const Packed& packed, TensorView dy, TensorView x, Tensor dw) override {
+    const auto& w = static_cast<const CpuPacked&>(packed);
+    TL_CHECK(dy.rows == x.rows && dy.cols == w.rows && x.cols == w.cols);
+    TL_CHECK(dw.rows == w.rows && dw.cols == w.cols);
+    for (const PackedPart& part : w.parts) {
+      ProductJob job = {};
+      job.a = dy.row_as<float>(0) + part.first_row;
+      job.a_row = 1;
+      job.a_depth = stride_of(dy);
+      job.b = x.row_as<float>(0);
+      job.b_stride = stride_of(x);
+      job.m = part.rows;
+      job.n = w.cols;
+      job.k = x.rows;
+      job.accumulate = true;
+      product(part.format, job, dw.rows_slice(part.first_row, part.rows));
+    }
   }
 
   void rms_norm_backward(TensorView x, TensorView w, double eps, TensorView dy, Tensor dx,
@@ -228,6 +228,14 @@ class CpuTraining final : public TrainingOps {
   }
 
  private:
+  // In the arithmetic of weights of `format`.
+  void product(Format format, const ProductJob& job, Tensor c) {
+    if (format == Format::f32) return products_.fp32(job, c);
+    if (format == Format::bf16) return products_.bf16(job, c);
+    fail(fmt::format("[training] weights of type {} have no gradient: want f32 or bf16",
+                     traits(static_cast<DType>(format)).name));
+  }
+
   template <class Body>
   void for_items(int64_t n, int64_t floats_each, const Body& body) {
     if (n * floats_each <= kSerialWork) {
@@ -249,36 +257,6 @@ class CpuTraining final : public TrainingOps {
               [&](int64_t chunk) { body(chunk * kChunk, std::min(kChunk, n - chunk * kChunk)); });
   }
 
-  // c (m, n) in parts; how it is cut changes no bit.
-  void product(const ProductJob& whole, Tensor c) {
-    int64_t rows = std::min(kJobRows, padded_product(whole.m));
-    int64_t cols = std::min(kJobCols, padded_product(whole.n));
-    const auto parts = [](int64_t n, int64_t part) { return (n + part - 1) / part; };
-    const int64_t wanted = pool_.size() == 1 ? 1 : 4 * pool_.size();
-    while (parts(whole.m, rows) * parts(whole.n, cols) < wanted && std::max(rows, cols) > 64)
-      (rows > cols ? rows : cols) = padded_product(std::max(rows, cols) / 2);
-    const int64_t across = parts(whole.n, cols);
-    const auto one = [&](int64_t i, int thread) {
-      const int64_t row = i / across * rows, col = i % across * cols;
-      ProductJob job = whole;
-      job.m = std::min(rows, whole.m - row);
-      job.n = std::min(cols, whole.n - col);
-      job.a += row * whole.a_row;
-      if (job.b != nullptr) job.b += col;
-      job.first_col = col;
-      job.c = c.row_as<float>(row) + col;
-      job.c_stride = stride_of(c);
-      job.scratch = scratch_[static_cast<size_t>(thread)].floats(product_scratch(rows, cols));
-      k_.product(job);
-    };
-    const int64_t n = parts(whole.m, rows) * across;
-    if (whole.m * whole.n * whole.k <= kSerialProducts) {
-      for (int64_t i = 0; i < n; i++) one(i, 0);
-    } else {
-      pool_.for_each(n, one);
-    }
-  }
-
   // cos and -sin of every row's angles.
   void fill_turn_back(int64_t dim) {
     turn_back_.assign(rope_.begin(), rope_.end());
@@ -289,6 +267,7 @@ class CpuTraining final : public TrainingOps {
   const Kernels& base_;
   const TrainingKernels& k_;
   ThreadPool& pool_;
+  Products products_;
   const Batch* const& batch_;
   const std::span<const float>& rope_;
   std::vector<Scratch> scratch_;  // per thread

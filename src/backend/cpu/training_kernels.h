@@ -65,6 +65,15 @@ struct AdamWFactors {
 
 struct TrainingKernels {
   void (*product)(const ProductJob& job);
+  // BF16 products run on the tiles and columns of kernels.h; these make them.
+  // x (rows, cols) to `to` (cols, rows), FP32.
+  void (*transpose)(const float* x, int64_t stride, int64_t rows, int64_t cols, float* to);
+  // A tile whose lanes are up to 16 columns of x, over its rows.
+  void (*tile_of_columns)(const float* x, int64_t stride, int64_t rows, int64_t cols, uint8_t* to);
+  // A tile whose lanes are columns [first_col, first_col + cols) of packed BF16 weights, over rows
+  // [first_row, first_row + rows) of them, first_row and first_col multiples of 16.
+  void (*tile_of_weights)(const uint8_t* tiles, size_t tile_bytes, int64_t first_row, int64_t rows,
+                          int64_t first_col, int64_t cols, uint8_t* to);
   void (*attention_backward)(const AttentionBackwardJob& job);
   // One row: dx += its gradient; returns 1 / sqrt(mean(x^2) + eps).
   float (*rms_norm_backward)(const float* x, const float* w, double eps, const float* dy, int64_t n,

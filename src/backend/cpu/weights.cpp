@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "backend/cpu/scratch.h"
 #include "base/error.h"
 #include "tensor/quant.h"
 #include "tensor/rotary.h"
@@ -200,10 +201,6 @@ void pack_tile(Format format, Rows rows, int64_t cols, uint8_t* to) {
   }
 }
 
-int64_t part_tiles(const PackedPart& part) {
-  return (part.rows + kTileRows - 1) / kTileRows;
-}
-
 size_t part_bytes(const PackedPart& part, int64_t cols) {
   return static_cast<size_t>(part_tiles(part)) * tile_bytes(part.format, cols);
 }
@@ -237,7 +234,7 @@ std::unique_ptr<CpuPacked> pack_weights(std::span<const PackPart> parts, ThreadP
   // Neighbours that share a format become one run of tiles.
   for (const PackPart& part : parts) {
     TL_CHECK(part.w.cols == packed->cols);
-    const auto format = static_cast<Format>(part.w.dtype);
+    const auto format = static_cast<Format>(part.as.value_or(part.w.dtype));
     const bool joins = !packed->parts.empty() && packed->parts.back().format == format;
     if (!joins) packed->parts.push_back({format, packed->rows, 0, nullptr});
     packed->parts.back().rows += part.w.rows;
@@ -266,7 +263,10 @@ void fill_packed(std::span<const PackPart> parts, ThreadPool& pool, CpuPacked& p
   for (const PackedPart& p : packed.parts) {
     const size_t bytes = tile_bytes(p.format, packed.cols);
     const std::vector<std::byte> zero = zero_row(static_cast<DType>(p.format), packed.cols);
-    pool.for_each(part_tiles(p), [&](int64_t t) {
+    const auto type = static_cast<DType>(p.format);
+    const size_t row_size = row_bytes(type, packed.cols);
+    std::vector<Scratch> converted(static_cast<size_t>(pool.size()));
+    pool.for_each(part_tiles(p), [&](int64_t t, int thread) {
       const std::byte* rows[kTileRows];
       for (int lane = 0; lane < kTileRows; lane++) {
         const int64_t r = t * kTileRows + lane;
@@ -276,9 +276,15 @@ void fill_packed(std::span<const PackPart> parts, ThreadPool& pool, CpuPacked& p
         }
         const Source& source = sources[static_cast<size_t>(p.first_row + r)];
         const TensorView& w = source.part->w;
-        TL_CHECK(static_cast<Format>(w.dtype) == p.format && w.cols == packed.cols);
+        TL_CHECK(source.part->as.value_or(w.dtype) == type && w.cols == packed.cols);
         const int64_t dim = source.part->interleaved_dim;
         rows[lane] = w.row(dim == 0 ? source.row : interleaved_row(source.row, dim));
+        if (w.dtype == type) continue;
+        TL_CHECK(w.dtype == DType::f32);
+        std::byte* to = converted[static_cast<size_t>(thread)].get(row_size * kTileRows) +
+                        row_size * static_cast<size_t>(lane);
+        encode_row(type, reinterpret_cast<const float*>(rows[lane]), to, w.cols);
+        rows[lane] = to;
       }
       pack_tile(p.format, rows, packed.cols, p.tiles + static_cast<size_t>(t) * bytes);
     });

@@ -17,6 +17,10 @@ struct PackedPart {
   uint8_t* tiles;  // (ceil(rows / 16)) tiles of tile_bytes(format, cols); missing rows are zero
 };
 
+inline int64_t part_tiles(const PackedPart& part) {
+  return (part.rows + kTileRows - 1) / kTileRows;
+}
+
 class CpuPacked : public Packed {
  public:
   std::vector<PackedPart> parts;  // neighbours of one format are one part

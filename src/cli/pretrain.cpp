@@ -82,13 +82,12 @@ void run(const PretrainOptions& o, Output& out) {
   print_plan(trainer, recipe, peak, out);
   if (o.plan_only) return;
 
-  std::filesystem::create_directories(recipe.output.dir);
-  MetricsFile metrics(recipe.output.dir + "/metrics.jsonl", trainer.state().step);
-  EventFile events(recipe.output.dir + "/tensorboard", trainer.state().step);
-  if (trainer.state().step > 0) out.print("resumed after step {}\n", trainer.state().step);
+  MetricsFile metrics(recipe.output.dir + "/metrics.jsonl", trainer.steps_done());
+  EventFile events(recipe.output.dir + "/tensorboard", trainer.steps_done());
+  if (trainer.steps_done() > 0) out.print("resumed after step {}\n", trainer.steps_done());
   std::signal(SIGUSR1, on_usr1);
   const Stopwatch watch;
-  const int64_t first = trainer.state().step, steps = recipe.train.steps;
+  const int64_t first = trainer.steps_done(), steps = recipe.train.steps;
   int64_t saved = first;
   double printed = -1;
   while (!trainer.done() && !InterruptGuard::interrupted()) {
@@ -128,13 +127,12 @@ void run(const PretrainOptions& o, Output& out) {
     }
   }
   if (InterruptGuard::interrupted()) {
-    if (saved < trainer.state().step) trainer.save();
-    out.print("stopped after step {}: {}/{} has it all; --resume goes on\n", trainer.state().step,
-              recipe.output.dir, checkpoint_name(trainer.state().step));
+    if (saved < trainer.steps_done()) trainer.save();
+    out.print("stopped after step {}; the same command with --resume goes on\n",
+              trainer.steps_done());
     return;
   }
-  out.print("done: {}/{}, {}\n", recipe.output.dir, checkpoint_name(trainer.state().step),
-            duration(watch.seconds()));
+  out.print("done: {}/last, {}\n", recipe.output.dir, duration(watch.seconds()));
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 
 #include "base/error.h"
@@ -95,7 +96,11 @@ std::string gigabytes(size_t bytes) {
 
 Trainer::Trainer(const Recipe& recipe, Backend& backend, ThreadPool& pool, size_t memory,
                  bool resume, const std::function<void(const std::string&)>& warn)
-    : recipe_(recipe), backend_(backend), pool_(pool), like_(describe_model(recipe)) {
+    : recipe_(recipe),
+      backend_(backend),
+      pool_(pool),
+      like_(describe_model(recipe)),
+      checkpoints_(recipe.output.dir, recipe.output.keep) {
   if (!resume && has_checkpoints(recipe.output.dir))
     fail(
         fmt::format("[train] {} has checkpoints of a run: --resume goes on with it, or name "
@@ -122,26 +127,18 @@ Trainer::Trainer(const Recipe& recipe, Backend& backend, ThreadPool& pool, size_
   gradients_ = std::make_unique<Parameters>(backend, like_.config);
   optimizer_ = std::make_unique<Optimizer>(backend, like_.config, adamw(recipe));
 
-  const std::string plan = words_of(recipe, like_.config);
-  std::optional<RunState> state;
-  if (resume) state = load_checkpoint(recipe.output.dir, *weights_, *optimizer_, warn);
-  if (state) {
-    if (state->plan != plan)
-      fail(fmt::format("[train] {} was written by another plan.\n  then: {}\n  now:  {}",
-                       recipe.output.dir, state->plan, plan));
-    if (state->isa != backend.name())
-      warn(fmt::format("the run began on {} and goes on on {}: other roundings", state->isa,
-                       backend.name()));
-    state_ = *state;
+  counters_ = {0, 0, recipe.train.seed, backend.name(), words_of(recipe, like_.config)};
+  std::optional<Checkpoints::Found> found;
+  if (resume) found = checkpoints_.newest([&](std::string_view text) { warn(std::string(text)); });
+  if (found) {
+    this->resume(*found, warn);
   } else {
     fill_weights(recipe, like_, pool, *weights_);
-    state_.plan = plan;
-    state_.seed = recipe.train.seed;
-    state_.precision = recipe.train.precision;
   }
-  state_.isa = backend.name();
-  loader_->seek(state_.position);
-  model_ = std::make_unique<Llama>(backend, weights_->checkpoint());
+  loader_->seek(counters_.position);
+  const std::optional<DType> as =
+      recipe.train.precision == "bf16" ? std::optional(DType::bf16) : std::nullopt;
+  model_ = std::make_unique<Llama>(backend, weights_->checkpoint(), nullptr, as);
 }
 
 // Fills in plan_ and makes the pass: it keeps everything where that fits, else layers' inputs.
@@ -190,7 +187,7 @@ void Trainer::read(const Loader& loader, int64_t i) {
 StepResult Trainer::step() {
   const auto begin = std::chrono::steady_clock::now();
   StepResult result;
-  result.step = state_.step + 1;
+  result.step = counters_.step + 1;
   const double targets = static_cast<double>(loader_->step_targets());
   for (int64_t i = 0; i < loader_->micro_batches(); i++) {
     read(*loader_, i);
@@ -209,8 +206,8 @@ StepResult Trainer::step() {
   optimizer_->step(*weights_, *gradients_, result.grad_norm, result.lr);
   model_->reload(weights_->checkpoint());
   loader_->next_step();
-  state_.step = result.step;
-  state_.position = loader_->position();
+  counters_.step = result.step;
+  counters_.position = loader_->position();
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return result;
 }
@@ -231,9 +228,46 @@ std::optional<double> Trainer::validate() {
   return sum / static_cast<double>(std::max<int64_t>(1, targets));
 }
 
-void Trainer::save() {
-  save_checkpoint(recipe_.output.dir, state_, like_, *weights_, *optimizer_, recipe_.output.keep,
-                  pool_);
+std::vector<StateArray> Trainer::arrays() {
+  std::vector<StateArray> arrays;
+  const auto add = [&](const std::string& prefix, const Parameters& parameters) {
+    parameters.for_each([&](const TensorSpec& spec, Tensor tensor) {
+      arrays.push_back({prefix + spec.name, {tensor.data, tensor.bytes()}});
+    });
+  };
+  add("weights.", *weights_);
+  add("first_moment.", optimizer_->first_moment());
+  add("second_moment.", optimizer_->second_moment());
+  return arrays;
+}
+
+void Trainer::resume(const Checkpoints::Found& found,
+                     const std::function<void(const std::string&)>& warn) {
+  const TrainingCounters& saved = found.state->counters();
+  if (saved.plan != counters_.plan || saved.seed != counters_.seed)
+    fail(fmt::format("[train] {} was written by another plan.\n  then: {}\n  now:  {}", found.path,
+                     saved.plan, counters_.plan));
+  if (saved.isa != counters_.isa)
+    warn(fmt::format("the run began on {} and goes on on {}: other roundings", saved.isa,
+                     counters_.isa));
+  for (const StateArray& array : arrays()) {
+    const std::span<const std::byte> from = found.state->array(array.name, array.bytes.size());
+    std::memcpy(const_cast<std::byte*>(array.bytes.data()), from.data(), from.size());
+  }
+  optimizer_->set_steps(saved.step);
+  counters_.step = saved.step;
+  counters_.position = saved.position;
+}
+
+std::string Trainer::save() {
+  Checkpoint model = weights_->checkpoint();
+  model.vocab = like_.vocab;
+  model.generation = like_.generation;
+  const DType type = recipe_.train.precision == "bf16" ? DType::bf16 : DType::f32;
+  checkpoints_.save(counters_, arrays(), [&](const std::string& path) {
+    write_hf_folder(model, path, type, pool_, nullptr);
+  });
+  return checkpoints_.path(counters_.step);
 }
 
 }  // namespace tinyllama

@@ -14,7 +14,7 @@
 #include "data/loader.h"
 #include "model/backward.h"
 #include "model/optimizer.h"
-#include "train/checkpoint.h"
+#include "train/checkpoints.h"
 #include "train/recipe.h"
 
 namespace tinyllama {
@@ -54,10 +54,10 @@ class Trainer {
           const std::function<void(const std::string&)>& warn);
 
   const TrainingPlan& plan() const { return plan_; }
-  const RunState& state() const { return state_; }
+  int64_t steps_done() const { return counters_.step; }
   const Config& config() const { return like_.config; }
   const Loader& loader() const { return *loader_; }
-  bool done() const { return state_.step >= recipe_.train.steps; }
+  bool done() const { return counters_.step >= recipe_.train.steps; }
 
   // The next step. Throws Error when loss or gradients are not finite; weights and checkpoints are
   // then those of the step before.
@@ -65,10 +65,13 @@ class Trainer {
   // The mean loss over the validation data, at most kValidationTokens of it from its beginning;
   // nothing where the recipe names none.
   std::optional<double> validate();
-  // Writes a checkpoint of where the run stands.
-  void save();
+  // Writes a checkpoint of where the run stands; its folder.
+  std::string save();
 
  private:
+  // Master weights and moments, by name.
+  std::vector<StateArray> arrays();
+  void resume(const Checkpoints::Found& found, const std::function<void(const std::string&)>& warn);
   void plan(size_t memory);
   void make_pass(int64_t max_documents);
   // Micro-batch i into micro_, with a pass that takes its documents.
@@ -86,7 +89,8 @@ class Trainer {
   int64_t max_documents_ = 0;
   std::unique_ptr<Loader> loader_, validation_;
   Schedule schedule_;
-  RunState state_;
+  Checkpoints checkpoints_;
+  TrainingCounters counters_;
   MicroBatch micro_;
 };
 

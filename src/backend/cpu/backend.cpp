@@ -306,56 +306,6 @@ class CpuBackend final : public Backend {
     }
   }
 
-<<<<<<< HEAD
-  // Tiles [first, end) of `part` against all columns.
-  void tile_products(const CpuPacked& w, const PackedPart& part, int64_t first, int64_t end,
-                     Tensor y, bool accumulate) const {
-    const size_t tile = cpu::tile_bytes(part.format, w.cols);
-    const size_t column = k_.column_bytes(part.format, w.cols);
-    const auto ldo = static_cast<int64_t>(y.row_stride / sizeof(float));
-    const uint8_t* const packed_x = packed_x_[static_cast<size_t>(part.format)];
-    const auto tile_at = [&](int64_t t) { return part.tiles + static_cast<size_t>(t) * tile; };
-    const auto out_at = [&](int64_t c, int64_t t) {
-      return y.row_as<float>(c) + part.first_row + t * kTileRows;
-    };
-    const int64_t full = std::min(end, part.rows / kTileRows);  // tiles from here on lack rows
-    const cpu::BlockFn block = k_.block(part.format, y.rows / k_.max_columns);
-    if (block != nullptr && full > first && y.rows >= k_.max_columns) {
-      block(tile_at(first), full - first, packed_x, y.rows / k_.max_columns, w.cols,
-            out_at(0, first), ldo, accumulate);
-    }
-    for (int64_t c = 0; c < y.rows;) {
-      const int width = group_width(y.rows - c);
-      const cpu::TileFn product = k_.tile(part.format, width);
-      const uint8_t* x = packed_x + column * static_cast<size_t>(c);
-      for (int64_t t = block != nullptr && width == k_.max_columns ? full : first; t < end; t++) {
-        if (t < full) {
-          product(tile_at(t), x, w.cols, out_at(c, t), ldo, accumulate);
-        } else {
-          partial_product(product, tile_at(t), x, w.cols, width, part.rows - t * kTileRows,
-                          out_at(c, t), ldo, accumulate);
-        }
-      }
-      c += width;
-    }
-  }
-
-  // The last tile of a part whose rows are not a multiple of 16: through a full tile of scratch.
-  static void partial_product(cpu::TileFn product, const uint8_t* tile, const uint8_t* x,
-                              int64_t cols, int width, int64_t rows, float* out, int64_t ldo,
-                              bool accumulate) {
-    float full[cpu::kMaxColumns * kTileRows];
-    product(tile, x, cols, full, kTileRows, false);
-    for (int64_t c = 0; c < width; c++) {
-      for (int64_t r = 0; r < rows; r++) {
-        float& to = out[c * ldo + r];
-        to = accumulate ? to + full[c * kTileRows + r] : full[c * kTileRows + r];
-      }
-    }
-  }
-
-=======
->>>>>>> train
   const Kernels& k_;
   ThreadPool pool_;
   cpu::WeightArena arena_;

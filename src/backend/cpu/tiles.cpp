@@ -35,7 +35,7 @@ void tile_products(const Kernels& kernels, Format format, const uint8_t* tiles, 
   const auto tile_at = [&](int64_t t) { return tiles + static_cast<size_t>(t) * tile; };
   const auto out_at = [&](int64_t c, int64_t t) { return y.row_as<float>(c) + t * kTileRows; };
   const int64_t full = std::min(end, y.cols / kTileRows);  // tiles from here on lack rows
-  const BlockFn block = kernels.block(format);
+  const BlockFn block = kernels.block(format, y.rows / kernels.max_columns);
   if (block != nullptr && full > first && y.rows >= kernels.max_columns) {
     block(tile_at(first), full - first, x, y.rows / kernels.max_columns, cols, out_at(0, first),
           ldo, accumulate);

@@ -176,9 +176,11 @@ void Options::add(bool& value, const Option& option) {
 
 void Options::add(std::vector<std::string>& values, const Option& option) {
   declare(values, option, "TEXT");
-  // An option takes one value each time it is given; arguments by position are all that stand there.
+  // An option takes one value each time it is given; arguments by position are all that stand
+  // there.
   CLI::Option* last = parser_->app.get_options().back();
   last->expected(option.flags.starts_with('-') ? 1 : -1)->take_all();
+  if (!lines_.back().positional.empty()) lines_.back().positional += "...";
 }
 
 void Options::example(std::string_view command, std::string_view effect) {

@@ -8,12 +8,14 @@
 
 #include "base/error.h"
 #include "base/parallel.h"
+#include "data/shard.h"
 #include "formats/checkpoint.h"
 #include "formats/gguf.h"
 #include "formats/gguf_model.h"
 #include "formats/hf_config.h"
 #include "formats/hf_tokenizer.h"
 #include "formats/sentencepiece_model.h"
+#include "support/parquet_writer.h"
 #include "tensor/quant.h"
 
 namespace tinyllama {
@@ -142,6 +144,34 @@ void seed_json() {
   }
 }
 
+void seed_data(const std::string& scratch) {
+  for (const int codec : {0, 1, 2, 6})
+    for (const int bits : {0, 1, 3, 7, 11}) {
+      testing::ParquetWriter writer(
+          {codec, (bits & 1) != 0, (bits & 2) != 0, (bits & 4) != 0, (bits & 8) != 0});
+      writer.group({"one", "two", "two", "one", "three"});
+      put("parquet", std::to_string(codec) + "-" + std::to_string(bits), writer.finish());
+    }
+  const std::string lines = "{\"text\":\"a\\n\"}\n\n{\"content\":5}\n";
+  put("rows", "text", "tone\n---\ntwo\n");
+  put("rows", "lines", "l" + lines);
+  put("rows", "gzip", "l" + testing::gzip(lines));
+  put("rows", "zstd", "l" + testing::pack(6, lines));
+  put("rows", "json", R"(j[{"text":"a]"}, {"meta":{"set":"x"},"text":null}, 5])");
+  put("rows", "csv", "cid,text\n1,\"a\"\"\nb\"\n2,c\n");
+  for (const uint32_t size : {300U, 70000U}) {
+    ShardWriter writer({7, size, 2});
+    for (const TokenId id : {3, 299}) writer.add(std::vector<TokenId>{id, 2});
+    writer.write(scratch + "/a.tok");
+    put("shard", std::to_string(size), contents(scratch + "/a.tok"));
+  }
+  put("shard", "lit", std::string("LITPKDS\1\0\0\0\0\0\0\0\x08\2\0\0\0\0\0\0\0\1\0\2\0", 28));
+  std::string llmc(1024, '\0');
+  const int32_t header[3] = {20240520, 1, 2};
+  std::memcpy(llmc.data(), header, sizeof header);
+  put("shard", "llmc", llmc + std::string("\1\0\2\0", 4));
+}
+
 }  // namespace
 }  // namespace tinyllama
 
@@ -156,6 +186,7 @@ int main(int argc, char** argv) {
     const std::string scratch = root + "/scratch";
     std::filesystem::create_directories(scratch);
     seed_models(scratch);
+    seed_data(scratch);
     std::filesystem::remove_all(scratch);
     seed_llama2c();
     seed_json();

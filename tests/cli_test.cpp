@@ -540,5 +540,86 @@ TEST_F(Cli, ChatIsLeftByTwoCtrlCOrCtrlD) {
   EXPECT_EQ(end.finish(), 0) << end.output;
 }
 
+TEST_F(Cli, PrepareFromAPipeAndAFile) {
+  const std::string rows = "{\"text\":\"one\"}\nbroken\n{\"text\":\"two\"}\n";
+  const std::vector<std::string> command = {"prepare",  "--tokenizer", path("tokenizer.model"),
+                                            "--format", "jsonl",       "-",
+                                            "--out",    path("piped"), "--json"};
+  const Finished piped = run_program(command, rows);
+  ASSERT_EQ(piped.code, 0) << piped.err;
+  const json summary = json::parse(piped.out);
+  EXPECT_EQ(summary.at("documents"), 2);
+  EXPECT_EQ(summary.at("malformed"), 1);
+  EXPECT_EQ(summary.at("text_bytes"), 6);
+  EXPECT_TRUE(contains(piped.err, "skipped standard input:2: not JSON")) << piped.err;
+  std::ofstream(path("rows.jsonl")) << rows;
+  const std::vector<std::string> from_file = {"prepare",     path("rows.jsonl"),
+                                              "--tokenizer", path("tokenizer.model"),
+                                              "--out",       path("filed")};
+  const Finished filed = run_program(from_file);
+  ASSERT_EQ(filed.code, 0) << filed.err;
+  EXPECT_TRUE(contains(filed.out, "tokens of 2 documents (6 B of text) in 1 shards")) << filed.out;
+  EXPECT_TRUE(contains(filed.out, "skipped 0 empty, 0 filtered out, 1 malformed")) << filed.out;
+  EXPECT_EQ(read_text_file(path("piped/shard-000000.tok")),
+            read_text_file(path("filed/shard-000000.tok")));
+  EXPECT_TRUE(contains(run_program(from_file).out, "complete already:"));
+}
+
+TEST_F(Cli, PrepareSaysWhatIsWrong) {
+  std::ofstream(path("bad.jsonl")) << "{\"text\":\"one\"}\nbroken\n";
+  const auto with = [&](std::vector<std::string> more) {
+    std::vector<std::string> command = {
+        "prepare", path("bad.jsonl"), "--tokenizer", path("tokenizer.model"), "--out", path("bad")};
+    command.insert(command.end(), more.begin(), more.end());
+    return run_program(command);
+  };
+  const Finished strict = with({"--bad-rows", "fail"});
+  EXPECT_EQ(strict.code, 1);
+  EXPECT_TRUE(contains(strict.err, "bad.jsonl:2: not JSON")) << strict.err;
+  EXPECT_EQ(with({"--part", "3/2"}).code, 2);
+  EXPECT_EQ(with({"--format", "jsonlines"}).code, 2);
+  EXPECT_TRUE(contains(with({"--filter", "lang"}).err, "FIELD=VALUE"));
+  EXPECT_EQ(with({}).code, 0);
+  const Finished other = with({"--bos"});
+  EXPECT_EQ(other.code, 1);
+  EXPECT_TRUE(contains(other.err, "bos was false, now it is true")) << other.err;
+}
+
+// Killed at whatever moment, then run again: the same bytes as in one go.
+TEST_F(Cli, PrepareSurvivesKills) {
+  std::ofstream rows(path("many.jsonl"));
+  for (int i = 0; i < 60000; i++)
+    rows << "{\"text\":\"" << std::string(static_cast<size_t>(i % 97), 'a') << i << "\"}\n";
+  rows.close();
+  const auto command = [&](const std::string& out) {
+    return std::vector<std::string>{"prepare",        path("many.jsonl"),
+                                    "--out",          path(out),
+                                    "--tokenizer",    path("tokenizer.model"),
+                                    "--threads",      "1",
+                                    "--shard-tokens", "50000"};
+  };
+  ASSERT_EQ(run_program(command("one-go")).code, 0);
+  for (int ms = 4; ms < 100; ms += 8) {
+    Process process(command("killed"), Process::Where::pipes);
+    process.ends_within(std::chrono::milliseconds(ms));
+    process.signal(SIGKILL);
+    process.finish();
+  }
+  const Finished last = run_program(command("killed"));
+  ASSERT_EQ(last.code, 0) << last.err;
+  size_t files = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(path("one-go"))) {
+    files++;
+    EXPECT_EQ(read_text_file(entry.path()),
+              read_text_file(path("killed/" + entry.path().filename().string())))
+        << entry.path();
+  }
+  EXPECT_GT(files, 20u);
+  for (const auto& entry : std::filesystem::directory_iterator(path("killed"))) {
+    EXPECT_TRUE(std::filesystem::exists(path("one-go/" + entry.path().filename().string())))
+        << entry.path();
+  }
+}
+
 }  // namespace
 }  // namespace tinyllama

@@ -166,7 +166,7 @@ Action prepare(Options& options) {
   options.add(a->fields, {.flags = "--field",
                           .help = "Where the text is, dots lead into objects; given again: the "
                                   "next best (default: text, then content)",
-                          .placeholder = "NAME"});
+                          .placeholder = "FIELD"});
   options.add(a->filters,
               {.flags = "--filter",
                .help = "Keep only rows whose field is this, or with != is not; may be given again",
@@ -203,8 +203,8 @@ Action prepare(Options& options) {
       "a text file of many stories");
   options.example(
       "tinyllama prepare --tokenizer tokenizer.model --out tokens SlimPajama "
-      "--filter meta.redpajama_set_name!=RedPajamaGithub",
-      "a folder of .jsonl.zst, less one of its sets");
+      "--filter set!=github",
+      "a folder of .jsonl.zst, less the rows whose field says so");
   return [a](Output& out) { run(*a, out); };
 }
 

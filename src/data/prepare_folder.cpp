@@ -97,6 +97,10 @@ PrepareFolder::PrepareFolder(const PrepareOptions& options, const ShardVocab& vo
   fs::create_directories(path_, code);
   if (code) fail(fmt::format("[prepare] {}: {}", path_, code.message()));
   refuse_strangers();
+  // What a killed run was writing.
+  for (const std::string& begin : {"shard" + series_ + "-", "manifest" + series_ + ".json",
+                                   std::string(kUnfinished) + series_ + ".json"})
+    remove_own(begin, ".partial");
   if (fs::exists(file("manifest", ".json"))) {
     resume();
   } else {
@@ -162,11 +166,9 @@ void PrepareFolder::resume() {
                     "folder to start anew",
                     path_));
   }
-  remove_own(".partial");  // what a killed run was writing
 }
 
-void PrepareFolder::remove_own(const std::string& suffix) const {
-  const std::string prefix = "shard" + series_ + "-";
+void PrepareFolder::remove_own(const std::string& prefix, const std::string& suffix) const {
   std::vector<fs::path> found;
   for (const auto& entry : fs::directory_iterator(path_)) {
     const std::string name = entry.path().filename();
@@ -178,7 +180,7 @@ void PrepareFolder::remove_own(const std::string& suffix) const {
 // Anew: also where an earlier run has left shards that cannot be continued.
 void PrepareFolder::begin() {
   point_ = {};
-  remove_own(kShardSuffix);
+  remove_own("shard" + series_ + "-", kShardSuffix);
   write_json(file(kUnfinished, ".json"),
              {{"shards", 0}, {"source", 0}, {"row", 0}, {"totals", json_of({})}});
   json manifest = json::parse(plan_);

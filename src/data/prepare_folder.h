@@ -34,7 +34,7 @@ class PrepareFolder {
   void refuse_strangers() const;
   void resume();
   void begin();
-  void remove_own(const std::string& suffix) const;
+  void remove_own(const std::string& prefix, const std::string& suffix) const;
 
   std::string path_, series_;  // series: "" or "-0001-of-0004"
   std::string plan_;           // JSON: options and sources

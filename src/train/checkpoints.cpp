@@ -127,10 +127,11 @@ void Checkpoints::save(const TrainingCounters& counters, std::span<const StateAr
     folder.commit();
   }
   point_last_to(counters.step);
-  const std::vector<int64_t> all = steps();
+  std::vector<int64_t> all = steps();
+  std::reverse(all.begin(), all.end());
   int64_t kept = 0;
-  for (auto step = all.rbegin(); step != all.rend(); ++step)
-    if (*step > counters.step || ++kept > keep_) remove(*step);
+  for (const int64_t step : all)
+    if (step > counters.step || ++kept > keep_) remove(step);
 }
 
 // The new link replaces the old one in one rename, so that there is one at any moment.
@@ -157,12 +158,13 @@ void Checkpoints::remove(int64_t step) const {
 
 std::optional<Checkpoints::Found> Checkpoints::newest(
     const std::function<void(std::string_view)>& warn) const {
-  const std::vector<int64_t> all = steps();
-  for (auto step = all.rbegin(); step != all.rend(); ++step) {
+  std::vector<int64_t> all = steps();
+  std::reverse(all.begin(), all.end());
+  for (const int64_t step : all) {
     try {
-      const std::string folder = path(*step);
+      const std::string folder = path(step);
       auto state = std::make_unique<TrainingState>(folder + "/" + kStateName);
-      if (state->counters().step != *step)
+      if (state->counters().step != step)
         fail(fmt::format("[checkpoint] {}: its state is of step {}", folder,
                          state->counters().step));
       check_weights(folder, state->files());

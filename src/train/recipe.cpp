@@ -26,7 +26,7 @@ constexpr size_t kMaxRecipeBytes = size_t{1} << 20;
 
 // "recipe.toml:7", or the --set that a value came from (its source is named as it was given).
 std::string where(const toml::source_region& source) {
-  const std::string path = source.path ? *source.path : "recipe";
+  std::string path = source.path ? *source.path : "recipe";
   if (path.starts_with("--set ") || source.begin.line == 0) return path;
   return fmt::format("{}:{}", path, source.begin.line);
 }

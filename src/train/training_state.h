@@ -56,7 +56,7 @@ class TrainingState {
   std::span<const std::byte> array(std::string_view name, size_t bytes) const;
 
  private:
-  void read_description(std::string_view json, uint64_t arrays_end);
+  void read_description(std::string_view text, uint64_t arrays_end);
 
   MappedFile file_;
   TrainingCounters counters_;

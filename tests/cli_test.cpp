@@ -20,6 +20,7 @@ namespace {
 
 using nlohmann::json;
 using testing::Finished;
+using testing::letters_vocab;
 using testing::Process;
 using testing::run_program;
 using testing::TemporaryFolder;
@@ -30,16 +31,6 @@ const std::vector<std::string> kCommands = {
 
 bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
-}
-
-// 3 control pieces, 256 bytes, and the letters: enough to tokenize anything.
-Vocab letters_vocab() {
-  Vocab vocab = testing::byte_vocab();
-  vocab.pieces.push_back({"\xE2\x96\x81", -1, PieceType::normal});
-  for (char c = 'a'; c <= 'z'; c++)
-    vocab.pieces.push_back(
-        {std::string(1, c), -2.0F - static_cast<float>(c - 'a'), PieceType::normal});
-  return vocab;
 }
 
 // A tiny random model with a tokenizer, shared by the tests of one process.

@@ -119,7 +119,8 @@ class TrainOracle : public ::testing::TestWithParam<Corpus> {
     corpus_ = read_text_file(testing::asset(path)).substr(0, 1'500'000);
     corpus_.resize(corpus_.rfind('\n') + 1);
     // WikiText writes rare words so; the library's trainer leaves that out, ours takes it as text.
-    for (size_t at = 0; (at = corpus_.find("<unk>", at)) != std::string::npos;) corpus_.erase(at, 5);
+    for (size_t at = 0; (at = corpus_.find("<unk>", at)) != std::string::npos;)
+      corpus_.erase(at, 5);
     options_.vocab_size = GetParam().vocab_size;
   }
 
@@ -163,9 +164,8 @@ TEST_P(TrainOracle, ItsOwnTrainerMakesNearlyTheSame) {
   ASSERT_EQ(theirs.pieces.size(), ours.size());
   std::set<std::string> pieces;
   for (const Piece& piece : theirs.pieces) pieces.insert(piece.text);
-  const auto common = std::count_if(ours.begin(), ours.end(), [&](const Piece& piece) {
-    return pieces.contains(piece.text);
-  });
+  const auto common = std::count_if(
+      ours.begin(), ours.end(), [&](const Piece& piece) { return pieces.contains(piece.text); });
   Pair pair(model);
   for (const std::string& line : lines_of(corpus_)) ASSERT_TRUE(pair.agree(line));
   const double n_bytes = static_cast<double>(corpus_.size());
@@ -180,10 +180,27 @@ TEST_P(TrainOracle, ItsOwnTrainerMakesNearlyTheSame) {
 // Many scripts, marks, digits, tabs and runs of spaces: the same model from either trainer but for
 // what the two do differently by intent.
 TEST(TrainOracleMixed, ScriptsAreCutAlike) {
-  const std::vector<std::string> units = {
-      "don't",  "x=y",   "12",   "3x",   "foo\u4E2D\u3042\u30FC", "\u0431\u0432\u0433", "a-b",
-      "  ",     "if(a)", "\t",   "nine", "\u0915\u093F\u0924",    "\u0661\u0662",       "z\u03B1",
-      "\uD55C\uAD6D", "caf\u00E9", "(", "...", "\u4E2D\u6587", "nonna", "\u30A2\u30A4"};
+  const std::vector<std::string> units = {"don't",
+                                          "x=y",
+                                          "12",
+                                          "3x",
+                                          "foo\u4E2D\u3042\u30FC",
+                                          "\u0431\u0432\u0433",
+                                          "a-b",
+                                          "  ",
+                                          "if(a)",
+                                          "\t",
+                                          "nine",
+                                          "\u0915\u093F\u0924",
+                                          "\u0661\u0662",
+                                          "z\u03B1",
+                                          "\uD55C\uAD6D",
+                                          "caf\u00E9",
+                                          "(",
+                                          "...",
+                                          "\u4E2D\u6587",
+                                          "nonna",
+                                          "\u30A2\u30A4"};
   std::mt19937_64 random(3);
   std::string corpus;
   for (int line = 0; line < 400; line++) {

@@ -79,19 +79,24 @@ TEST(WordCounts, CutsWhereNoPieceMayReachAcross) {
   EXPECT_EQ(words_of("\xD0\xB1z\xE4\xB8\xAD\xE3\x81\x82"),
             (Strings{" \xD0\xB1", "z", "\xE4\xB8\xAD\xE3\x81\x82"}));
   EXPECT_EQ(words_of("e\xCC\x81x"), (Strings{" e\xCC\x81x"})) << "a combining mark cuts nothing";
-  EXPECT_EQ(words_of("a\xE2\x96\x81" "b"), (Strings{" a", " b"})) << "U+2581 is a space";
+  EXPECT_EQ(words_of("a\xE2\x96\x81"
+                     "b"),
+            (Strings{" a", " b"}))
+      << "U+2581 is a space";
   EXPECT_EQ(words_of("a\nb\n\nc"), (Strings{" a", " b", " c"}));
 }
 
 TEST(WordCounts, RulesCanBeSwitchedOff) {
   EXPECT_EQ(words_of("a12", {.split_digits = false}), (Strings{" a", "12"}));
   EXPECT_EQ(words_of("don't", {.split_by_unicode_script = false}), (Strings{" don't"}));
-  EXPECT_EQ(words_of("a  b", {.allow_whitespace_only_pieces = false}),
-            (Strings{" ", " a", " b"}));
+  EXPECT_EQ(words_of("a  b", {.allow_whitespace_only_pieces = false}), (Strings{" ", " a", " b"}));
 }
 
 TEST(WordCounts, LeavesOutWhatCannotBeAPiece) {
-  const WordCounts words = count(std::string_view("a\tb\0c\xFF" "d\xE4\xB8", 9));
+  const WordCounts words =
+      count(std::string_view("a\tb\0c\xFF"
+                             "d\xE4\xB8",
+                             9));
   EXPECT_EQ(words.n_byte_pieces(), 2u);
   EXPECT_EQ(words.n_invalid_bytes(), 3u);
   EXPECT_EQ(words.size(), 4u);
@@ -143,9 +148,8 @@ TEST(TokenizerTrain, MergesByHand) {
       "low low low low low lower lower newest newest newest newest newest newest "
       "widest widest widest";
   const TrainedTokenizer trained = train(corpus, kFirstLearnedPiece + 10 + 11, {1, 1.0, 16});
-  EXPECT_EQ(merges(trained),
-            (Strings{"es", "est", "lo", "low", "\u2581low", "ew", "\u2581n", "\u2581new",
-                     "\u2581newest", "id"}));
+  EXPECT_EQ(merges(trained), (Strings{"es", "est", "lo", "low", "\u2581low", "ew", "\u2581n",
+                                      "\u2581new", "\u2581newest", "id"}));
   EXPECT_EQ(texts(trained, kFirstLearnedPiece + 10, trained.n_characters),
             (Strings{"e", "w", "\u2581", "s", "t", "l", "o", "n", "d", "i", "r"}));
   // _low: 5 of 1; _low e r: 2 of 3; _newest: 6 of 1; _ w id est: 3 of 4.
@@ -163,7 +167,11 @@ TEST(TokenizerTrain, IdsAndScores) {
   EXPECT_EQ(std::tie(vocab.unk, vocab.bos, vocab.eos, vocab.pad), std::tuple(0, 1, 2, -1));
   for (size_t i = 259; i < vocab.pieces.size(); i++)
     EXPECT_EQ(vocab.pieces[i].score, -static_cast<float>(i - 259));
-  EXPECT_EQ(merges(trained), (Strings{"ab", "\u2581" "ab", "\u2581" "abab"}));
+  EXPECT_EQ(merges(trained), (Strings{"ab",
+                                      "\u2581"
+                                      "ab",
+                                      "\u2581"
+                                      "abab"}));
 }
 
 // "aaa" holds one "aa", "aaaa" two.
@@ -189,8 +197,9 @@ TEST(TokenizerTrain, SpacesStandFirstOrAlone) {
 TEST(TokenizerTrain, PiecesAreNoLongerThanAsked) {
   for (const int longest : {1, 2, 3, 5, 16}) {
     size_t found = 0;
-    for (const std::string& piece : merges(train_all(
-             "abcdefghijklmnopqrstuvwxyz abcdefghijklmnopqrstuvwxyz", {.max_piece_length = longest})))
+    for (const std::string& piece :
+         merges(train_all("abcdefghijklmnopqrstuvwxyz abcdefghijklmnopqrstuvwxyz",
+                          {.max_piece_length = longest})))
       found = std::max(found, utf8_length(piece));
     const auto limit = static_cast<size_t>(longest);
     EXPECT_LE(found, limit);
@@ -220,8 +229,8 @@ TEST(TokenizerTrain, SpaceIsAlwaysAPiece) {
 TEST(TokenizerTrain, NoPieceSpellsAControlPiece) {
   std::string corpus;
   for (int i = 0; i < 50; i++) corpus += "</s> <unk> <0x41> x</s>\n";
-  const TrainedTokenizer trained = train_all(
-      corpus, {}, {.split_digits = false, .split_by_unicode_script = false});
+  const TrainedTokenizer trained =
+      train_all(corpus, {}, {.split_digits = false, .split_by_unicode_script = false});
   for (const std::string& piece : merges(trained)) {
     EXPECT_NE(piece, "</s>");
     EXPECT_NE(piece, "<unk>");
@@ -267,17 +276,17 @@ std::string random_corpus(std::mt19937_64& random, const Strings& units, size_t 
 // splits it, also where pieces overlap, where late merges spell early pieces, and where characters
 // have no piece.
 TEST(TokenizerTrain, SplitsAsTheTokenizerDoes) {
-  const Strings units = {"a",  "b",        "ab",           " ",  "c",  "\n", "aa", "  ", "1",
-                         "\t", "\xC3\xA9", "\xE4\xB8\xAD", "e\xCC\x81", ",", "\u2581", "ba"};
+  const Strings units = {"a",         "b",  "ab",     " ",  "c",        "\n",
+                         "aa",        "  ", "1",      "\t", "\xC3\xA9", "\xE4\xB8\xAD",
+                         "e\xCC\x81", ",",  "\u2581", "ba"};
   std::mt19937_64 random(11);
   size_t n_merged = 0;
   for (int i = 0; i < 300; i++) {
     const std::string corpus = random_corpus(random, units, 3 + random() % (units.size() - 2));
     const WordRules rules = {random() % 2 == 0, random() % 2 == 0, random() % 4 != 0};
     const WordCounts words = count(corpus, rules);
-    TokenizerTrainOptions options = {
-        .character_coverage = random() % 2 == 0 ? 1.0 : 0.97,
-        .max_piece_length = static_cast<int>(1 + random() % 16)};
+    TokenizerTrainOptions options = {.character_coverage = random() % 2 == 0 ? 1.0 : 0.97,
+                                     .max_piece_length = static_cast<int>(1 + random() % 16)};
     const int most = most_pieces(words, options);
     const int least = most - static_cast<int>(random() % 100);
     options.vocab_size = most;

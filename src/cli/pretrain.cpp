@@ -67,16 +67,19 @@ void print_plan(const Trainer& trainer, const Recipe& recipe, double peak_gflops
       gigabytes(p.bytes()), gigabytes(p.weight_bytes), gigabytes(p.packed_bytes),
       gigabytes(p.gradient_bytes), gigabytes(p.moment_bytes), gigabytes(p.activation_bytes),
       p.keep == Keep::everything ? "everything" : "layers' inputs");
-  out.print("time     at least {} at this machine's {:.0f} GFLOP/s\n",
-            duration(p.flops_per_token * static_cast<double>(tokens) / (peak_gflops * 1e9)),
-            peak_gflops);
+  out.print(
+      "time     at least {} at this machine's {:.0f} GFLOP/s, which MFU is a share of: tokens/s x "
+      "(6 (parameters - input embedding) + 12 layers hidden context) / peak\n",
+      duration(p.flops_per_token * static_cast<double>(tokens) / (peak_gflops * 1e9)), peak_gflops);
   out.flush();
 }
 
 void run(const PretrainOptions& o, Output& out) {
   const Recipe recipe = read_recipe(o.recipe, o.set);
   ThreadPool pool(recipe.train.threads);
-  const double peak = measure_machine(pool, o.isa).fp32_gflops;
+  const MachinePeaks machine = measure_machine(pool, o.isa);
+  const double bf16 = std::max(machine.bf16_gflops, machine.matrix_bf16_gflops);
+  const double peak = recipe.train.precision == "bf16" ? bf16 : machine.fp32_gflops;
   const std::unique_ptr<Backend> backend = make_cpu({recipe.train.threads, o.isa});
   Trainer trainer(recipe, *backend, pool, usable_memory(), o.resume, note);
   print_plan(trainer, recipe, peak, out);
@@ -130,6 +133,7 @@ void run(const PretrainOptions& o, Output& out) {
     if (saved < trainer.steps_done()) trainer.save();
     out.print("stopped after step {}; the same command with --resume goes on\n",
               trainer.steps_done());
+    out.flush();
     return;
   }
   out.print("done: {}/last, {}\n", recipe.output.dir, duration(watch.seconds()));

@@ -22,4 +22,14 @@ inline Vocab byte_vocab() {
   return vocab;
 }
 
+// 3 control pieces, 256 bytes, and the letters: enough to tokenize anything.
+inline Vocab letters_vocab() {
+  Vocab vocab = byte_vocab();
+  vocab.pieces.push_back({"\xE2\x96\x81", -1, PieceType::normal});
+  for (char c = 'a'; c <= 'z'; c++)
+    vocab.pieces.push_back(
+        {std::string(1, c), -2.0F - static_cast<float>(c - 'a'), PieceType::normal});
+  return vocab;
+}
+
 }  // namespace tinyllama::testing

@@ -41,10 +41,6 @@ std::string duration(double seconds) {
   return fmt::format("{} s", s);
 }
 
-std::string gigabytes(size_t bytes) {
-  return fmt::format("{:.2f}", static_cast<double>(bytes) / 1e9);
-}
-
 void print_plan(const Trainer& trainer, const Recipe& recipe, double peak_gflops, Output& out) {
   const TrainingPlan& p = trainer.plan();
   const Mixture& data = trainer.loader().mixture();
@@ -58,14 +54,14 @@ void print_plan(const Trainer& trainer, const Recipe& recipe, double peak_gflops
               data.folder(i).path(), data.folder(i).n_tokens(),
               drawn / static_cast<double>(data.folder(i).n_tokens()));
   }
-  out.print("plan     {} steps of {} tokens in {} micro-batches: {:.3f} G tokens in {}\n", p.steps,
-            p.tokens_per_step, p.micro_batches, static_cast<double>(tokens) / 1e9,
+  out.print("plan     {} steps of {} tokens in {} micro-batches: {:.1f} M tokens in {}\n", p.steps,
+            p.tokens_per_step, p.micro_batches, static_cast<double>(tokens) / 1e6,
             recipe.train.precision);
   out.print(
-      "memory   {} GB: weights {}, packed {}, gradients {}, moments {}, activations {} (keeping "
+      "memory   {}: weights {}, packed {}, gradients {}, moments {}, activations {} (keeping "
       "{})\n",
-      gigabytes(p.bytes()), gigabytes(p.weight_bytes), gigabytes(p.packed_bytes),
-      gigabytes(p.gradient_bytes), gigabytes(p.moment_bytes), gigabytes(p.activation_bytes),
+      human_bytes(p.bytes()), human_bytes(p.weight_bytes), human_bytes(p.packed_bytes),
+      human_bytes(p.gradient_bytes), human_bytes(p.moment_bytes), human_bytes(p.activation_bytes),
       p.keep == Keep::everything ? "everything" : "layers' inputs");
   out.print(
       "time     at least {} at this machine's {:.0f} GFLOP/s, which MFU is a share of: tokens/s x "

@@ -189,8 +189,9 @@ TEST(Corpus, CompressedByWhateverName) {
   const std::string first = lines.substr(0, half), second = lines.substr(half);
   EXPECT_EQ(documents_of("a.jsonl.gz", gzip(first) + gzip(second)), texts);
   EXPECT_EQ(documents_of("a.jsonl.zst", zstd(first) + zstd(second)), texts);
-  for (const auto& [name, bytes] :
-       {std::pair{"a.jsonl.gz", gzip(lines)}, {"a.jsonl.zst", zstd(lines)}}) {
+  using Named = std::pair<std::string, std::string>;
+  for (const Named& file : {Named{"a.jsonl.gz", gzip(lines)}, Named{"a.jsonl.zst", zstd(lines)}}) {
+    const std::string &name = file.first, &bytes = file.second;
     for (const size_t size : {size_t{5}, bytes.size() / 2, bytes.size() - 1})
       EXPECT_NE(error_of([&] { documents_of(name, bytes.substr(0, size)); }).find("truncated"),
                 std::string::npos)

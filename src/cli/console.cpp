@@ -130,8 +130,9 @@ void ProgressBar::clear() {
 }
 
 std::string ProgressBar::amount(double n) const {
-  return unit_ == Unit::bytes ? human_bytes(static_cast<uint64_t>(n))
-                              : fmt::format("{:.0f}{}", n, unit_ == Unit::tokens ? " tokens" : "");
+  if (unit_ == Unit::tokens) return fmt::format("{:.0f} tokens", n);
+  if (unit_ == Unit::count) return fmt::format("{:.0f}", n);
+  return human_bytes(static_cast<uint64_t>(n));
 }
 
 void ProgressBar::update(std::string_view what, uint64_t done, uint64_t total) {
@@ -141,7 +142,15 @@ void ProgressBar::update(std::string_view what, uint64_t done, uint64_t total) {
   if (now - drawn_ < (terminal ? std::chrono::milliseconds(100) : std::chrono::milliseconds(5000)))
     return;
   drawn_ = now;
-  const double fraction = total == 0 ? 1 : static_cast<double>(done) / static_cast<double>(total);
+  if (total == 0) {
+    const std::string text = fmt::format("{} of {}", what, amount(static_cast<double>(done)));
+    if (!terminal) return note(text);
+    fmt::print(stderr, "\r\x1b[K{}", text);
+    std::fflush(stderr);
+    on_screen_ = true;
+    return;
+  }
+  const double fraction = static_cast<double>(done) / static_cast<double>(total);
   if (!terminal) {
     note(fmt::format("{}: {:.0f} % of {}", what, 100 * fraction,
                      amount(static_cast<double>(total))));
@@ -150,8 +159,10 @@ void ProgressBar::update(std::string_view what, uint64_t done, uint64_t total) {
   constexpr int kWidth = 30;
   const int filled = static_cast<int>(fraction * kWidth);
   const double seconds = std::chrono::duration<double>(now - start_).count();
-  fmt::print(stderr, "\r\x1b[K[{:=<{}}{: <{}}] {:3.0f} %  {}/s  {}", "", filled, "",
-             kWidth - filled, 100 * fraction, amount(static_cast<double>(done) / seconds), what);
+  const std::string speed =
+      unit_ == Unit::input ? "" : amount(static_cast<double>(done) / seconds) + "/s  ";
+  fmt::print(stderr, "\r\x1b[K[{:=<{}}{: <{}}] {:3.0f} %  {}{}", "", filled, "", kWidth - filled,
+             100 * fraction, speed, what);
   std::fflush(stderr);
   on_screen_ = true;
 }

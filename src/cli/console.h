@@ -68,12 +68,14 @@ class InterruptGuard {
 // stopped.
 class ProgressBar {
  public:
-  enum class Unit { bytes, tokens, count };
+  // input: bytes too, but the caller tells the speed
+  enum class Unit { bytes, tokens, count, input };
   explicit ProgressBar(Unit unit = Unit::bytes) : unit_(unit) {}
   ~ProgressBar() { clear(); }
   ProgressBar(const ProgressBar&) = delete;
   ProgressBar& operator=(const ProgressBar&) = delete;
 
+  // A total of 0: nobody knows.
   void update(std::string_view what, uint64_t done, uint64_t total);
   Progress callback() {
     return

@@ -117,7 +117,7 @@ void run(const PrepareArguments& a, Output& out) {
   const Stopwatch watch;
   PrepareResult result;
   try {
-    ProgressBar bar;
+    ProgressBar bar(ProgressBar::Unit::input);
     std::optional<std::pair<uint64_t, uint64_t>> first;  // text and bytes at the first report
     result = prepare_tokens(
         tokenizer, options, pool, [&](uint64_t done, uint64_t total, const PrepareCounts& counts) {

@@ -197,6 +197,7 @@ std::vector<CorpusFile> files_of_part(const std::vector<CorpusFile>& files, int 
   }
   std::sort(own.begin(), own.end());
   std::vector<CorpusFile> chosen;
+  chosen.reserve(own.size());
   for (const size_t file : own) chosen.push_back(files[file]);
   return chosen;
 }
@@ -221,6 +222,7 @@ PrepareResult prepare_tokens(const Tokenizer& tokenizer, const PrepareOptions& o
     }
     const size_t window_size = kBatchesPerThread * static_cast<size_t>(pool.size());
     std::vector<Worker> workers;
+    workers.reserve(static_cast<size_t>(pool.size()));
     for (int i = 0; i < pool.size(); i++) workers.push_back({RowParser(options.corpus)});
     Reader reader(files, options.corpus, folder.point());
     Appender appender(options, vocab, files, folder);

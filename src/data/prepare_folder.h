@@ -1,8 +1,9 @@
 // The folder that `prepare` fills: shard-000000.tok and on; manifest.json, which tells of the
 // options and sources they were made with, and their totals; and, until the end, unfinished.json
-// with how far the shards reach. (The program puts the tokenizer beside them.) Each file appears whole, a shard before the note that counts it,
-// so that at whatever moment the program dies, the next run finds a true state. With several parts
-// each has files of its own, "-0001-of-0004" in their names.
+// with how far the shards reach. (The program puts the tokenizer beside them.) Each file appears
+// whole, a shard before the note that counts it, so that at whatever moment the program dies, the
+// next run finds a true state. With several parts each has files of its own, "-0001-of-0004" in
+// their names.
 #pragma once
 
 #include <string>

@@ -66,8 +66,9 @@ bool widen(const std::byte* from, std::span<TokenId> to, uint32_t limit) {
     T value;
     std::memcpy(&value, from + i * sizeof(T), sizeof(T));
     // A negative id becomes a huge one.
-    good &= static_cast<uint64_t>(static_cast<int64_t>(value)) < limit;
-    to[i] = static_cast<TokenId>(value);
+    const auto id = static_cast<uint64_t>(int64_t{value});
+    good &= id < limit;
+    to[i] = static_cast<TokenId>(id);
   }
   return good;
 }

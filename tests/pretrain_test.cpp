@@ -118,6 +118,19 @@ TEST_F(Pretrain, KilledAndResumedIsBitForBitTheSame) {
   }
 }
 
+TEST_F(Pretrain, PrepareVerifiesThePlan) {
+  const Finished one = run_program({"prepare", "--verify", path("recipe.toml")});
+  EXPECT_EQ(one.code, 0) << one.err;
+  EXPECT_NE(one.out.find("12 steps on 1 ranks: "), std::string::npos) << one.out;
+  EXPECT_NE(one.out.find("in 48 blocks"), std::string::npos) << one.out;
+  const Finished two = run_program({"prepare", "--verify", path("recipe.toml"), "--ranks", "2"});
+  EXPECT_EQ(two.code, 0) << two.err;
+  EXPECT_NE(two.out.find("in 48 blocks"), std::string::npos) << two.out;
+  const Finished three = run_program({"prepare", "--verify", path("recipe.toml"), "--ranks", "3"});
+  EXPECT_EQ(three.code, 1) << three.out;
+  EXPECT_EQ(run_program({"prepare"}).code, 2);
+}
+
 TEST_F(Pretrain, CtrlCSavesAndResumeGoesOn) {
   Process process(command("stopped", {"--set", "train.steps=100000"}), Process::Where::pipes);
   ASSERT_TRUE(process.wait_for("step ")) << process.errors;

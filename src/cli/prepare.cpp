@@ -10,17 +10,19 @@
 #include "base/error.h"
 #include "base/parallel.h"
 #include "cli/commands.h"
+#include "data/loader.h"
 #include "formats/checkpoint.h"
 #include "formats/hf_folder.h"
+#include "train/recipe.h"
 
 namespace tinyllama::cli {
 namespace {
 
 struct PrepareArguments {
   std::vector<std::string> inputs, fields, filters;
-  std::string tokenizer, out, split, format, bad_rows = "skip", part = "1/1";
+  std::string tokenizer, out, split, format, bad_rows = "skip", part = "1/1", verify;
   int64_t shard_tokens = int64_t{1} << 26;
-  int threads = 0;
+  int threads = 0, ranks = 1;
   bool bos = false, json = false;
 };
 
@@ -109,7 +111,33 @@ void print_text(const PrepareArguments& a, const PrepareResult& result, double s
     out.print("{:.1f} s, {}/s of text\n", seconds, human_bytes(static_cast<uint64_t>(rate)));
 }
 
+// Walks the run that a recipe plans and says what it reads; the proof throws where it fails.
+void verify(const PrepareArguments& a, Output& out) {
+  const Recipe recipe = read_recipe(a.verify);
+  const auto mixture = std::make_shared<const Mixture>(recipe.data.train, recipe.train.context,
+                                                       recipe.data.order, recipe.train.seed);
+  std::vector<SourceUse> uses;
+  {
+    ProgressBar bar(ProgressBar::Unit::count);
+    uses = prove_plan(mixture, recipe.loader(0, a.ranks), recipe.train.steps, bar.callback());
+  }
+  uint64_t blocks = 0, tokens = 0;
+  for (size_t i = 0; i < uses.size(); i++) {
+    out.print("{}: {} tokens in {} blocks, {:.2f} epochs\n", mixture->folder(i).path(),
+              uses[i].tokens, uses[i].blocks, uses[i].epochs);
+    blocks += uses[i].blocks;
+    tokens += uses[i].tokens;
+  }
+  out.print(
+      "{} steps on {} ranks: {} tokens in {} blocks, each drawn by one rank, and each block "
+      "of a source once an epoch\n",
+      recipe.train.steps, a.ranks, tokens, blocks);
+}
+
 void run(const PrepareArguments& a, Output& out) {
+  if (!a.verify.empty()) return verify(a, out);
+  if (a.inputs.empty() || a.tokenizer.empty() || a.out.empty())
+    throw UsageError("prepare: want INPUT, --tokenizer and --out, or --verify RECIPE");
   const PrepareOptions options = options_of(a);
   Vocab vocab = open_vocab(a.tokenizer);
   const Tokenizer tokenizer(vocab);
@@ -151,17 +179,22 @@ Action prepare(Options& options) {
   options.add(a->inputs, {.flags = "INPUT",
                           .help = "Files and folders: .txt, .md, .jsonl, .ndjson, .json, .csv, "
                                   "also .gz and .zst of them, .parquet; - for standard input",
-                          .placeholder = "PATH...",
-                          .required = true});
+                          .placeholder = "PATH..."});
   options.add(a->tokenizer,
               {.flags = "--tokenizer",
                .help = "A tokenizer file or a model: tokenizer.model, tokenizer.json, .gguf",
-               .placeholder = "PATH",
-               .required = true});
+               .placeholder = "PATH"});
   options.add(a->out, {.flags = "--out",
                        .help = "The folder to fill; a run that was stopped goes on in it",
-                       .placeholder = "DIR",
-                       .required = true});
+                       .placeholder = "DIR"});
+  options.add(a->verify, {.flags = "--verify",
+                          .help = "Instead: prove that a run of this recipe draws each block once "
+                                  "an epoch, by one rank, and print tokens by source",
+                          .placeholder = "RECIPE"});
+  options.add(a->ranks, {.flags = "--ranks",
+                         .help = "With --verify: the machines that share the run",
+                         .min = 1,
+                         .max = 65536});
   options.group("What is a document");
   options.add(a->fields, {.flags = "--field",
                           .help = "Where the text is, dots lead into objects; given again: the "

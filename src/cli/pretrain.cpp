@@ -147,6 +147,9 @@ Action pretrain(Options& options) {
   options.add(o->resume, {.flags = "--resume",
                           .help = "Go on from the newest whole checkpoint of output.dir, or start "
                                   "where there is none"});
+  options.add(o->isa, {.flags = "--isa",
+                       .help = "Instruction set; unset: the best this processor has",
+                       .choices = cpu_isas()});
   options.add(o->plan_only, {.flags = "--plan", .help = "Print the plan and leave"});
   options.example("tinyllama pretrain recipes/small.toml --set train.steps=100", "a short run");
   return [o](Output& out) { run(*o, out); };

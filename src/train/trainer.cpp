@@ -154,7 +154,8 @@ void Trainer::plan(size_t memory) {
       6.0 * static_cast<double>(plan_.parameters - embedding) +
       12.0 * static_cast<double>(config.n_layers * config.hidden * recipe_.train.context);
   const auto parameters = static_cast<size_t>(plan_.parameters);
-  plan_.weight_bytes = plan_.gradient_bytes = plan_.packed_bytes = 4 * parameters;
+  plan_.weight_bytes = plan_.gradient_bytes = 4 * parameters;
+  plan_.packed_bytes = (recipe_.train.precision == "bf16" ? 2 : 4) * parameters;
   plan_.moment_bytes = 8 * parameters;
   for (const Keep keep : {Keep::everything, Keep::inputs}) {
     plan_.keep = keep;

@@ -274,7 +274,7 @@ TEST_F(Cli, TokenizerTrainFailsClearlyAndLeavesNothing) {
   std::ofstream(path("kept.model")) << "old";
   std::ofstream(path("latin1.txt")) << "caf\xE9 caf\xE9\n";
   std::filesystem::create_directories(path("nothing"));
-  std::ofstream(path("empty.txt"));
+  std::ofstream(path("empty.txt")) << "";
   const std::vector<std::pair<std::string, std::string>> cases = {
       {path("absent.txt"), "absent.txt"},
       {path("empty.txt"), "the corpus has no text"},

@@ -123,7 +123,7 @@ class Trainer {
   bool comes_after(const Entry& a, const Entry& b) const;
   void push(int32_t candidate);
   int32_t pop_best();
-  void merge(uint32_t word, int32_t candidate);
+  void merge(uint32_t id, int32_t candidate);
 
   const int max_length_;
   int32_t n_characters_ = 0;

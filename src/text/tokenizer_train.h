@@ -35,11 +35,11 @@ struct TrainedTokenizer {
 // first in order of bytes. Two things differ from SentencePiece's trainer: all pairs that spell the
 // same piece count as one, since the encoder merges them all (a word is always split here as the
 // tokenizer will split it), and "<s>" in a text is text, as it is for the encoder. The result
-// depends on `words` and `options` alone. `progress` gets pieces, done of all.
+// depends on `counts` and `options` alone. `progress` gets pieces, done of all.
 //
 // Throws Error for an empty corpus, for more characters than pieces, and for more pieces than the
 // corpus gives, with the number that would do.
-TrainedTokenizer train_tokenizer(const WordCounts& words, const TokenizerTrainOptions& options,
+TrainedTokenizer train_tokenizer(const WordCounts& counts, const TokenizerTrainOptions& options,
                                  const Progress& progress = {});
 
 }  // namespace tinyllama

@@ -523,9 +523,8 @@ TEST(Parameters, HoldACheckpointUnderItsNames) {
     Checkpoint broken = *interleaved;
     broken.tensors.erase("model.norm.weight");
     EXPECT_THROW(parameters.read(broken), Error);
-    Checkpoint other =
-        *MemoryCheckpoint(random_model(tiny_config({.intermediate = 40}), 5), DType::f32);
-    EXPECT_THROW(parameters.read(other), Error);
+    const MemoryCheckpoint other(random_model(tiny_config({.intermediate = 40}), 5), DType::f32);
+    EXPECT_THROW(parameters.read(*other), Error);
   }
 }
 
